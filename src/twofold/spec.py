@@ -57,9 +57,10 @@ class Spec:
         if self.dtype not in DTYPES:
             raise InputError(f"spec.dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if len(self.shape) != (3 if self.kind == "image" else 1):
-            raise InputError(f"spec.shape is {self.shape} for kind {self.kind!r}; give (channels, height, width) or (features,)")
+            wanted = "(channels, height, width)" if self.kind == "image" else "(features,)"
+            raise InputError(f"spec.shape is {self.shape}; give {wanted} for kind {self.kind!r}")
         if not all(isinstance(n, int) and 1 <= n <= 2**20 for n in self.shape) or math.prod(self.shape) > 2**28:
-            raise InputError(f"spec.shape is {self.shape}; each size must be a whole number from 1 to 2^20, 2^28 values in all")
+            raise InputError(f"spec.shape is {self.shape}; allowed: whole numbers 1 to 2^20, 2^28 values in all")
         if self.classes is not None and not (isinstance(self.classes, int) and 1 <= self.classes <= 2**20):
             raise InputError(f"spec.classes is {self.classes}; allowed: 1 to 2^20, or none")
         if self.class_names is not None and len(self.class_names) != self.classes:

@@ -1,0 +1,575 @@
+"""A game: named players, loss terms, and which term's gradient reaches which player, with what coefficient, when.
+
+Read top to bottom: the data (`Player`, `Term`, `Phase`, `Game`, `Stage`), the step (`begin`, `step`), the table
+(`table`, `describe`). Gradient is routed here and nowhere else.
+
+Policies, each held by a test:
+
+- A player absent from a term's row receives exactly no gradient from it. A player that does not move in a play keeps
+  its bytes, buffers included: in a play that does not move it, a network with BatchNorm still normalises by the
+  batch in front of it, but its running statistics (and spectral normalisation's power iteration) are put back.
+- `requires_grad` flags are put back after every play, also after an error.
+- No gradient is computed that nobody uses: parameters of players that cannot move are frozen during the rollout, a
+  backward pass visits one player's parameters only, and players with equal rows share one backward pass.
+- Nothing here waits for the device. Exceptions say so where they stand: gates, and `on_nonfinite="skip"`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Nets = nn.ModuleDict
+Batch = Mapping[str, Tensor]
+Rollout = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a rollout, a loss, a coefficient or a learning rate may depend on.
+
+    `state["x"]` is short for `state.rollout["x"]`.
+    """
+
+    nets: Nets
+    """Players, frozen networks and memory by name."""
+    batch: Batch
+    """The data of this play: "x" (batch, …) and, where the data has labels, "y" (batch,)."""
+    examples: int
+    """Examples of this stage seen before this step."""
+    step: int
+    """Steps of this stage taken before this one."""
+    generator: torch.Generator
+    """The stage's own source of randomness, on the players' device."""
+    rollout: Rollout = field(default_factory=dict)
+    """The tensors that the phase's rollout returned. Empty while the rollout runs."""
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    """The due terms' losses with their graphs. Empty until all of them are evaluated."""
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """A place for coefficients to share work within one play."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rollout[name]
+
+
+Coefficient = float | Callable[[State], "float | Tensor"]
+"""A number, or a function of the state. A function that returns the float 0.0 takes the term out of the player's row
+for this play; a tensor stays on its device and is never looked at by the step."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """A network that learns, and how."""
+
+    net: nn.Module
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    """Makes the optimizer, e.g. `partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))`."""
+    lr_factor: Callable[[State], float] | None = None
+    """Multiplies the optimizer's learning rate: a schedule in examples seen."""
+    clip_norm: float | None = None
+    """Largest norm of the player's whole gradient."""
+    weight_limit: float | None = None
+    """Each weight is clipped to [-weight_limit, weight_limit] after each move (WGAN)."""
+    ema_half_life_examples: float | None = None
+    """Keep an exponential moving average of the network; an example's influence halves after this many examples."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One scalar loss and the players it trains.
+
+    `to` maps a player to the coefficient of this loss in the objective that the player minimises; negative: the
+    player maximises it. A player that is absent receives no gradient from this term.
+    """
+
+    name: str
+    loss: Callable[[State], Tensor]
+    to: Mapping[str, Coefficient]
+    every: int = 1
+    """Lazy regularisation: evaluated in every n-th play of its phase, its coefficients multiplied by n."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One rollout shared by all its terms, then one move of every player that its due terms reach.
+
+    All players of a phase move at once, from gradients of the same rollout (simultaneous play); players in different
+    phases take turns (alternating play).
+    """
+
+    name: str
+    rollout: Callable[[State], Rollout]
+    terms: Sequence[Term]
+    repeats: int | Callable[[State], int] = 1
+    """How often the phase is played in a step. The first play takes the batch the step's previous phase ended with;
+    each further play draws a fresh one."""
+    every: int = 1
+    """The phase is due in every n-th step."""
+
+
+@dataclass(frozen=True)
+class Game:
+    """Players and the phases they play, in order.
+
+    `frozen` networks are used by rollouts but never learn and stay in eval mode (an earlier stage's players).
+    `memory` is state that lives across steps without gradient, as modules that hold buffers only (an image pool, a
+    moving baseline); checkpoints contain it.
+
+    Raises `ValueError` if a term names an unknown player, a term name stands twice, a phase has no terms, no term
+    reaches a player, or two players share a parameter.
+    """
+
+    players: Mapping[str, Player]
+    phases: Sequence[Phase]
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    memory: Mapping[str, nn.Module] = field(default_factory=dict)
+    nets: Nets = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_routing(self)
+        _check_parameters(self)
+        modules = {name: player.net for name, player in self.players.items()} | dict(self.frozen) | dict(self.memory)
+        object.__setattr__(self, "nets", nn.ModuleDict(modules))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A game, the view of the data it is played on, and its share of the run."""
+
+    name: str
+    game: Game
+    share: float = 1.0
+    """Part of the run's examples, relative to the other stages' shares."""
+    view: Callable[[Nets, Batch], Batch] | None = None
+    """What the game sees of a batch of data, computed without gradient (a later stage's codes). None: the data."""
+
+
+def _check_names(game: Game) -> None:
+    names = [*game.players, *game.frozen, *game.memory]
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(f"player name {name!r} is not an identifier; use letters, digits and underscores")
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"{repeated} stand more than once among players, frozen networks and memory")
+    if not game.phases:
+        raise ValueError("a game needs at least one phase")
+    phases = [phase.name for phase in game.phases]
+    if repeated := sorted({n for n in phases if phases.count(n) > 1}):
+        raise ValueError(f"phase names {repeated} stand more than once; give each phase its own name")
+    terms = [term.name for phase in game.phases for term in phase.terms]
+    if repeated := sorted({n for n in terms if terms.count(n) > 1}):
+        raise ValueError(f"term names {repeated} stand more than once; give each term its own name")
+
+
+def _check_routing(game: Game) -> None:
+    reached: set[str] = set()
+    for phase in game.phases:
+        if not phase.terms:
+            raise ValueError(f"phase {phase.name!r} has no terms; a phase needs at least one")
+        if phase.every < 1 or (isinstance(phase.repeats, int) and phase.repeats < 1):
+            raise ValueError(f"phase {phase.name!r} has every={phase.every}, repeats={phase.repeats}; both start at 1")
+        for term in phase.terms:
+            if unknown := sorted(set(term.to) - set(game.players)):
+                raise ValueError(f"term {term.name!r} names {unknown}, but the players are {sorted(game.players)}")
+            if not term.to:
+                raise ValueError(f"term {term.name!r} reaches no player; give it a row such as to={{'encoder': 1.0}}")
+            if term.every < 1:
+                raise ValueError(f"term {term.name!r} has every={term.every}; it starts at 1")
+            for player, coefficient in term.to.items():
+                if not callable(coefficient) and not math.isfinite(coefficient):
+                    raise ValueError(f"term {term.name!r} reaches {player!r} with coefficient {coefficient}")
+            reached |= set(term.to)
+    if idle := sorted(set(game.players) - reached):
+        raise ValueError(f"no term reaches {idle}; route a term to each player, or declare it frozen")
+
+
+def _check_parameters(game: Game) -> None:
+    owner: dict[int, str] = {}
+    for name, player in game.players.items():
+        if not any(w.requires_grad for w in player.net.parameters()):
+            raise ValueError(f"player {name!r} has no parameter that can learn")
+        for parameter in player.net.parameters():
+            if owner.setdefault(id(parameter), name) != name:
+                raise ValueError(
+                    f"players {owner[id(parameter)]!r} and {name!r} share a parameter; make the shared part a player"
+                )
+    for name, module in game.memory.items():
+        if any(True for _ in module.parameters()):
+            raise ValueError(f"memory {name!r} has parameters; memory holds buffers only")
+
+
+# The step.
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss term became infinite or not a number."""
+
+    def __init__(self, term: str, players: Sequence[str], step: int):
+        self.term, self.players, self.step = term, tuple(players), step
+        super().__init__(
+            f"term {term!r}, which trains {' and '.join(players)}, was not finite at step {step}; "
+            "training stopped. Try a lower learning rate, or clip_norm"
+        )
+
+
+@dataclass
+class Progress:
+    """Everything that changes while a game is played, besides the networks."""
+
+    generator: torch.Generator
+    optimizers: dict[str, torch.optim.Optimizer]
+    averages: nn.ModuleDict
+    """EMA copies of the players that asked for one."""
+    first_bad: dict[str, Tensor]
+    """Per phase, per term: the first step whose loss was not finite, -1 if none. On the device."""
+    plays: dict[str, int]
+    """Plays of each phase so far; lazy terms count these."""
+    step: int = 0
+    examples: int = 0
+    skipped: int = 0
+    """Plays without a move because a gradient was not finite (`on_nonfinite="skip"`)."""
+
+
+def begin(game: Game, *, seed: int = 0) -> Progress:
+    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages."""
+    device = next(game.nets.parameters()).device
+    for name, net in game.nets.items():
+        net.train(name in game.players)
+    averages = {
+        name: copy.deepcopy(player.net).requires_grad_(False).eval()
+        for name, player in game.players.items()
+        if player.ema_half_life_examples is not None
+    }
+    return Progress(
+        generator=torch.Generator(device).manual_seed(seed),
+        optimizers={name: _optimizer(player) for name, player in game.players.items()},
+        averages=nn.ModuleDict(averages),
+        first_bad={p.name: torch.full((len(p.terms),), -1, dtype=torch.int64, device=device) for p in game.phases},
+        plays={phase.name: 0 for phase in game.phases},
+    )
+
+
+def _optimizer(player: Player) -> torch.optim.Optimizer:
+    optimizer = player.optimizer([w for w in player.net.parameters() if w.requires_grad])
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def step(
+    game: Game,
+    progress: Progress,
+    draw: Callable[[], Batch],
+    *,
+    accumulate: int = 1,
+    on_nonfinite: str = "stop",
+    reduce: Callable[[list[Tensor]], None] | None = None,
+) -> dict[str, Tensor]:
+    """Play every due phase once (or its `repeats` times) and return each evaluated term's value.
+
+    Args:
+        draw: returns the next batch; called once per step and once more for each further play of a repeated phase.
+        accumulate: split each batch into this many parts, one rollout each, and move once on the summed gradient.
+            Coefficients, gates included, are evaluated per part. BatchNorm sees the parts.
+        on_nonfinite: "stop" notes the term and step on the device (see `check_finite`) and plays on;
+            "skip" waits for the device in every play and moves nobody if a gradient is not finite.
+        reduce: averages the gradients of one play over processes, in place.
+
+    Returns:
+        A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), and
+        for each coefficient that is a function, under "term → player".
+    """
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"on_nonfinite is {on_nonfinite!r}; allowed: 'stop', 'skip'")
+    values: dict[str, Tensor] = {}
+    batch = draw()
+    seen = _length(batch)
+    for phase in game.phases:
+        if progress.step % phase.every:
+            continue
+        repeats = phase.repeats
+        if callable(repeats):
+            repeats = repeats(_state(game, progress, batch))
+        for k in range(repeats):
+            if k:
+                batch = draw()
+                seen += _length(batch)
+            values |= _play(game, progress, phase, batch, accumulate, on_nonfinite == "skip", reduce)
+    progress.step += 1
+    progress.examples += seen
+    return values
+
+
+def check_finite(game: Game, progress: Progress) -> None:
+    """Raise `NonFiniteError` for the term that was the first not to be finite. Waits for the device."""
+    bad = [
+        (when, term)
+        for phase in game.phases
+        for term, when in zip(phase.terms, progress.first_bad[phase.name].tolist(), strict=True)
+        if when >= 0
+    ]
+    if bad:
+        when, term = min(bad, key=lambda pair: pair[0])
+        raise NonFiniteError(term.name, list(term.to), when)
+
+
+def _state(game: Game, progress: Progress, batch: Batch) -> State:
+    return State(game.nets, batch, progress.examples, progress.step, progress.generator)
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    if count == 1:
+        return [batch]
+    if count > _length(batch):
+        raise ValueError(f"a batch of {_length(batch)} examples cannot be split into {count} parts")
+    chunks = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
+    return [{name: chunks[name][k] for name in batch} for k in range(count)]
+
+
+def _play(
+    game: Game,
+    progress: Progress,
+    phase: Phase,
+    batch: Batch,
+    accumulate: int,
+    skip_nonfinite: bool,
+    reduce: Callable[[list[Tensor]], None] | None,
+) -> dict[str, Tensor]:
+    """One play of one phase: rollout, losses, backward passes, moves."""
+    terms = [term for term in phase.terms if progress.plays[phase.name] % term.every == 0]
+    progress.plays[phase.name] += 1
+    if not terms:
+        return {}
+    candidates = {player for term in terms for player in term.to}
+    certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
+    values: dict[str, Tensor] = {}
+    moved: set[str] = set()
+    with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
+        for player in candidates:
+            progress.optimizers[player].zero_grad(set_to_none=True)
+        for part in _parts(batch, accumulate):
+            state = _state(game, progress, part)
+            state = replace(state, rollout=phase.rollout(state))
+            losses = {term.name: _scalar(term, state) for term in terms}
+            state = replace(state, losses=losses)
+            weight = _length(part) / _length(batch)
+            rows, functions = _rows(terms, state)
+            _backward(game, rows, losses, {term.name: weight * term.every for term in terms})
+            moved |= {player for _, players in rows for player in players}
+            for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions).items():
+                values[name] = values[name] + weight * value if name in values else weight * value
+        _note_nonfinite(progress, phase, terms, values)
+        gradients = {p: [w.grad for w in game.nets[p].parameters() if w.grad is not None] for p in moved}
+        if reduce is not None:
+            for name in sorted(moved):
+                reduce(gradients[name])
+        if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
+            progress.skipped += 1
+            moved.clear()
+        _move(game, progress, moved, state, _length(batch))
+    return values
+
+
+def _scalar(term: Term, state: State) -> Tensor:
+    loss = term.loss(state)
+    if loss.dim() > 0:
+        raise ValueError(f"term {term.name!r} returned shape {tuple(loss.shape)}; average it over the batch")
+    return loss
+
+
+@contextmanager
+def only_learning(nets: Nets, learning: Iterable[str]) -> Iterator[None]:
+    """Freeze every parameter of the other networks; afterwards each flag is what it was before."""
+    learning = set(learning)
+    parameters = [w for name, net in nets.items() if name not in learning for w in net.parameters() if w.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _keeping_buffers(game: Game, certain: set[str], moved: set[str]) -> Iterator[None]:
+    """Put back the buffers of every player that did not move. `moved` is filled while the context is open."""
+    kept: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for name in game.players:
+        if name not in certain and (buffers := list(game.nets[name].buffers())):
+            kept[name] = buffers, [b.detach().clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, (buffers, before) in kept.items():
+                if name not in moved:
+                    for buffer, value in zip(buffers, before, strict=True):
+                        buffer.copy_(value)
+
+
+def _rows(terms: Sequence[Term], state: State) -> tuple[list[tuple[list, list[str]]], dict[str, Tensor]]:
+    """Each distinct row [(term, coefficient)] with the players that share it, and the values of function coefficients.
+
+    A player whose coefficients are all the number zero has no row: it sits this play out.
+    """
+    results: dict[int, float | Tensor] = {}  # one evaluation, and one tensor, per function: equal rows stay equal
+    functions: dict[str, Tensor] = {}
+    by_player: dict[str, list[tuple[str, float | Tensor]]] = {}
+    for term in terms:
+        for player, coefficient in term.to.items():
+            if callable(coefficient):
+                if id(coefficient) not in results:
+                    value = coefficient(state)
+                    results[id(coefficient)] = value.detach() if isinstance(value, Tensor) else float(value)
+                value = results[id(coefficient)]
+                functions[f"{term.name} → {player}"] = torch.as_tensor(value)
+            else:
+                value = float(coefficient)
+            if isinstance(value, Tensor) or value:
+                by_player.setdefault(player, []).append((term.name, value))
+    rows: dict[tuple, tuple[list, list[str]]] = {}
+    for player, row in by_player.items():
+        key = tuple((name, id(c) if isinstance(c, Tensor) else c) for name, c in row)
+        rows.setdefault(key, (row, []))[1].append(player)
+    return list(rows.values()), functions
+
+
+def _backward(
+    game: Game, rows: list[tuple[list, list[str]]], losses: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> None:
+    """Add each row's gradient to its players' `.grad`. `scales` multiplies a term in every row it stands in."""
+    for k, (row, players) in enumerate(rows, 1):
+        total = sum_of_products([(coefficient * scales[name], losses[name]) for name, coefficient in row])
+        if not total.requires_grad:
+            raise ValueError(f"terms {[name for name, _ in row]} do not depend on {players}, which their rows name")
+        parameters = [w for player in players for w in game.nets[player].parameters() if w.requires_grad]
+        total.backward(inputs=parameters, retain_graph=k < len(rows))
+
+
+def sum_of_products(pairs: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
+    """Σ coefficient · loss, without a kernel for a coefficient of 1."""
+    products = [loss if isinstance(c, float) and c == 1.0 else c * loss for c, loss in pairs]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    return total
+
+
+def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], values: Mapping[str, Tensor]) -> None:
+    """Remember on the device, without waiting for it, the first step at which each term was not finite."""
+    first_bad = progress.first_bad[phase.name]
+    finite = torch.stack([values[term.name].float() for term in terms]).isfinite()
+    if len(terms) == len(phase.terms):
+        first_bad.copy_(torch.where(finite | (first_bad >= 0), first_bad, progress.step))
+        return
+    due = [k for k, term in enumerate(phase.terms) if term.name in {t.name for t in terms}]
+    first_bad[due] = torch.where(finite | (first_bad[due] >= 0), first_bad[due], progress.step)
+
+
+def _move(game: Game, progress: Progress, moved: set[str], state: State, examples: int) -> None:
+    for name in (name for name in game.players if name in moved):
+        player, optimizer = game.players[name], progress.optimizers[name]
+        if player.clip_norm is not None:
+            nn.utils.clip_grad_norm_(player.net.parameters(), player.clip_norm)
+        if player.lr_factor is not None:
+            factor = player.lr_factor(state)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["initial_lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            if player.weight_limit is not None:
+                for parameter in player.net.parameters():
+                    parameter.clamp_(-player.weight_limit, player.weight_limit)
+            if player.ema_half_life_examples is not None:
+                _average(progress.averages[name], player.net, 0.5 ** (examples / player.ema_half_life_examples))
+
+
+def _average(average: nn.Module, net: nn.Module, keep: float) -> None:
+    """average ← keep · average + (1 - keep) · net; buffers (BatchNorm statistics) are copied."""
+    torch._foreach_lerp_(list(average.parameters()), [w.detach() for w in net.parameters()], 1 - keep)
+    for target, source in zip(average.buffers(), net.buffers(), strict=True):
+        target.copy_(source)
+
+
+# The table.
+
+
+def coefficient_text(coefficient: Coefficient) -> str:
+    """A coefficient as the table prints it: "+1", "-0.5", or a function's own words."""
+    if not callable(coefficient):
+        return f"{coefficient:+g}"
+    return getattr(coefficient, "__name__", None) or str(coefficient)
+
+
+def table(game: Game) -> str:
+    """The routing table: one row per term, one column per player, "·" where exactly no gradient flows."""
+    players = list(game.players)
+    lines = [["term", *players]]
+    for phase in game.phases:
+        if len(game.phases) > 1:
+            lines.append([_phase_title(phase)])
+        for term in phase.terms:
+            name = term.name + (f" (every {term.every})" if term.every > 1 else "")
+            indent = "  " if len(game.phases) > 1 else ""
+            cells = [coefficient_text(term.to[p]) if p in term.to else "·" for p in players]
+            lines.append([indent + name, *cells])
+    widths = [max(len(line[k]) for line in lines if len(line) > 1) for k in range(len(players) + 1)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        if len(line) > 1
+        else line[0]
+        for line in lines
+    )
+
+
+def _phase_title(phase: Phase) -> str:
+    notes = []
+    if callable(phase.repeats) or phase.repeats > 1:
+        notes.append(f"{_repeats_text(phase)} plays a step")
+    if phase.every > 1:
+        notes.append(f"every {phase.every} steps")
+    return f"phase {phase.name}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _repeats_text(phase: Phase) -> str | int:
+    repeats = phase.repeats
+    return coefficient_text(repeats) if callable(repeats) else repeats
+
+
+def describe(stage: Stage) -> dict[str, Any]:
+    """The stage as plain data: {name, players: {name: parameters}, phases: [{name, repeats, every, terms}]}."""
+    game = stage.game
+    return {
+        "name": stage.name,
+        "players": {name: sum(w.numel() for w in player.net.parameters()) for name, player in game.players.items()},
+        "phases": [
+            {
+                "name": phase.name,
+                "repeats": _repeats_text(phase),
+                "every": phase.every,
+                "terms": [
+                    {
+                        "name": term.name,
+                        "every": term.every,
+                        "to": {p: coefficient_text(c) if callable(c) else c for p, c in term.to.items()},
+                    }
+                    for term in phase.terms
+                ],
+            }
+            for phase in game.phases
+        ],
+    }
