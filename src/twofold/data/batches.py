@@ -1,0 +1,183 @@
+"""Splits → batches: an endless seeded stream addressed by position (training), or once in order (evaluation)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twofold.data.convert import to_model
+from twofold.data.split import Examples, Split, example_bytes
+from twofold.errors import InputError
+from twofold.spec import Spec
+
+DEVICE_LIMIT_BYTES = 2 * 2**30
+"""Splits up to this size are kept on the accelerator that trains on them."""
+
+
+class Batches:
+    """Full batches of an infinite stream of examples: seeded permutations of the split, one after the other.
+
+    `draw(position)` is a pure function of the seed and the position, so that training resumes exactly from the number
+    of examples it has seen. With `flip`, each picture is mirrored left-right with probability 1/2; with `crop` = n, it
+    is moved by up to n pixels each way, the border filled by reflection. With `world_size` > 1, `batch_size` counts the
+    examples of all ranks together, and each rank is given its own share of the same batch.
+
+    Raises `InputError` if the batch is larger than the split or cannot be shared evenly, or if vectors are to be
+    flipped or cropped.
+
+    >>> from twofold.data import load
+    >>> data = load("digits")
+    >>> batches = Batches(data.train, data.spec, batch_size=64, seed=0)
+    >>> tuple(batches.draw(128)["x"].shape)
+    (64, 1, 8, 8)
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        spec: Spec,
+        *,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        crop: int = 0,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_batch(len(split), batch_size, rank, world_size)
+        _check_augmentation(spec, flip, crop)
+        if seed < 0:
+            raise InputError(f"seed is {seed}; give a whole number from 0")
+        self.batch_size = batch_size
+        self._spec, self._seed, self._flip, self._crop = spec, seed, flip, crop
+        self._examples = len(split)
+        self._device = torch.device(device)
+        share = batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._x = _near(split.x, self._device)
+        self._is_near = isinstance(self._x, Tensor) and self._x.device.type == self._device.type
+        self._y = None if split.y is None else split.y.to(self._device)
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def draw(self, position: int) -> dict[str, Tensor]:
+        """The batch that starts at example number `position` of the stream, on the device.
+
+        "x": (batch, …) float32 as models see it; "y": (batch,) int64, if the split is labelled.
+        """
+        if position < 0:
+            raise InputError(f"position is {position}; examples are counted from 0")
+        on_host, on_device = self._indices(position)
+        x = self._x[on_device] if self._is_near else _sent(self._x[on_host], self._device)
+        batch = {"x": to_model(self._augmented(x, position), self._spec)}
+        if self._y is not None:
+            batch["y"] = self._y[on_device]
+        return batch
+
+    def _indices(self, position: int) -> tuple[Tensor, Tensor]:
+        """Which examples this rank gets, as (indices on the host, the same on the device)."""
+        start, stop = position + self._share.start, position + self._share.stop
+        parts = []
+        while start < stop:
+            pass_number, offset = divmod(start, self._examples)
+            count = min(stop - start, self._examples - offset)
+            parts.append([order[offset : offset + count] for order in self._order(pass_number)])
+            start += count
+        if len(parts) == 1:
+            return parts[0][0], parts[0][1]
+        return torch.cat([host for host, _ in parts]), torch.cat([device for _, device in parts])
+
+    def _order(self, pass_number: int) -> tuple[Tensor, Tensor]:
+        if pass_number not in self._orders:
+            order = torch.randperm(self._examples, generator=_generator(self._seed, 0, pass_number))
+            # A batch spans two passes at most, so no older order is needed again when going forward.
+            self._orders = {key: value for key, value in self._orders.items() if abs(key - pass_number) <= 1}
+            self._orders[pass_number] = (order, order.to(self._device))
+        return self._orders[pass_number]
+
+    def _augmented(self, x: Tensor, position: int) -> Tensor:
+        """`x` flipped and moved. Drawn for the whole batch, so that the ranks together see what one process would."""
+        if not self._flip and self._crop == 0:
+            return x
+        generator = _generator(self._seed, 1, position)
+        flips = torch.randint(2, (self.batch_size,), generator=generator)
+        moves = torch.randint(-self._crop, self._crop + 1, (2, self.batch_size), generator=generator)
+        drawn = _sent(torch.cat([flips[None] * int(self._flip), moves])[:, self._share], x.device)
+        return shifted(x, flip=drawn[0].bool(), down=drawn[1], right=drawn[2])
+
+
+def ordered(
+    split: Split, spec: Spec, batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[dict[str, Tensor]]:
+    """Every example once, in order, in batches like those of `Batches.draw`; the last may be smaller."""
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; give a whole number from 1")
+    for start in range(0, len(split), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(split)))
+        batch = {"x": to_model(_sent(split.x[indices], torch.device(device)), spec)}
+        if split.y is not None:
+            batch["y"] = _sent(split.y[indices], torch.device(device))
+        yield batch
+
+
+def shifted(x: Tensor, *, flip: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Each picture of (batch, channels, height, width) mirrored left-right where `flip` (batch,) says so, then moved
+    down and to the right by whole pixels (batch,), negative for up and left. What comes in is the picture's reflection
+    about its border pixels."""
+    height, width = x.shape[2:]
+    rows = _reflected(torch.arange(height, device=x.device) - down[:, None], height)
+    columns = _reflected(torch.arange(width, device=x.device) - right[:, None], width)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    which = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator whose stream depends on every number of the key, and is unrelated to that of any other key."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _near(x: Tensor | Examples, device: torch.device) -> Tensor | Examples:
+    fits = example_bytes(tuple(x.shape), x.dtype) <= DEVICE_LIMIT_BYTES
+    return x.to(device) if isinstance(x, Tensor) and fits else x
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and x.device.type == "cpu":
+        # Only a copy from pinned memory lets the host go on at once.
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def _check_batch(examples: int, batch_size: int, rank: int, world_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; give a whole number from 1")
+    if batch_size > examples:
+        raise InputError(
+            f"batch size {batch_size} is larger than the {examples} training examples; "
+            f"use --batch-size {examples} or less"
+        )
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise InputError(f"rank {rank} of world size {world_size} does not exist")
+    if batch_size % world_size:
+        raise InputError(
+            f"batch size {batch_size} cannot be shared evenly by {world_size} processes; use a multiple of {world_size}"
+        )
+
+
+def _check_augmentation(spec: Spec, flip: bool, crop: int) -> None:
+    if spec.kind != "image" and (flip or crop):
+        raise InputError("flip and crop are for images; these examples are vectors")
+    if spec.kind == "image" and not 0 <= crop < min(spec.shape[1:]):
+        raise InputError(
+            f"crop is {crop}; give 0 to {min(spec.shape[1:]) - 1} pixels for {spec.shape[1]}×{spec.shape[2]}"
+        )
