@@ -87,7 +87,8 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(record, Mapping) or set(record) - known or not {"kind", "shape"} <= set(record):
             raise InputError(f"this is not a spec: expected a record with {sorted(known)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+            return cls(**values)
         except TypeError as error:
             raise InputError(f"this is not a spec: {error}") from None

@@ -1,0 +1,220 @@
+"""A trained model: what its recipe can do, asked and answered in the data's own layout, dtype and range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twofold import recipes
+from twofold.data import from_model, raw, to_model
+from twofold.errors import InputError
+from twofold.latents import lerp, slerp
+from twofold.recipe import Recipe
+from twofold.run import Run
+from twofold.spec import Spec
+
+BLOCK = 64
+"""Examples per forward pass, and per draw of noise: the first n of N samples do not depend on N."""
+
+
+def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu") -> Model:
+    """The model of a run directory, from its newest checkpoint or the one at `checkpoint` examples.
+
+    Needs no flags and no data. Raises `InputError` if the directory is not a run or its checkpoint is damaged.
+    """
+    run = Run.open(path)
+    record = run.config
+    spec = Spec.from_json(record["spec"])
+    saved = run.load_checkpoint(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        _, recipe = recipes.build(record["recipe"], spec, record["config"])
+    restore(recipe.nets, saved.tensors["weights"], "weights")
+    averages = saved.tensors.get("averages", {})
+    averaged = {name.partition(".")[0] for name in averages}
+    for name in averaged:
+        own = {k.partition(".")[2]: v for k, v in averages.items() if k.startswith(f"{name}.")}
+        restore(recipe.nets[name], own, f"averages of {name}")
+    return Model(recipe, recipe.nets.to(torch.device(device)), run=run, examples=saved.examples)
+
+
+def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load `tensors` into `net`. Raises `InputError` if names or shapes are not the network's."""
+    own = net.state_dict()
+    if wrong := sorted(own.keys() ^ tensors.keys()):
+        raise InputError(f"the checkpoint's {what} do not fit this recipe: {wrong[0]!r} is on one side only")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise InputError(
+                f"the checkpoint's {what} do not fit this recipe: {name!r} has shape {tuple(tensor.shape)}, "
+                f"the network {tuple(own[name].shape)}"
+            )
+    net.load_state_dict(tensors)
+
+
+@contextmanager
+def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
+    """Eval mode without gradient; afterwards every module's mode is what it was."""
+    modes = [(module, module.training) for module in nets.modules()]
+    nets.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Model:
+    """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`, `elbo`.
+
+    Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
+    (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
+    """
+
+    def __init__(self, recipe: Recipe, nets: nn.ModuleDict, *, run: Run | None = None, examples: int = 0):
+        self.recipe = recipe
+        self.nets = nets
+        self.run = run
+        self.examples = examples
+
+    def __repr__(self) -> str:
+        where = f" from {self.run.path}" if self.run else ""
+        return f"<twofold model{where}, {self.examples:,} examples seen, can {', '.join(self.abilities)}>"
+
+    @property
+    def spec(self) -> Spec:
+        return self.recipe.spec
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What this model can do."""
+        own = self.recipe.abilities
+        interpolate = ("interpolate",) if {"prior", "decode"} <= own.keys() else ()
+        return (*(name for name in own if name != "prior"), *interpolate)
+
+    def sample(self, n: int, *, seed: int = 0, labels: Any = None) -> np.ndarray:
+        """`n` samples in the data's layout and range; the same for the same seed.
+
+        `labels`: one label for all or one per sample (conditional models; drawn uniformly if None).
+        """
+        return from_model(self.sample_tensor(n, seed=seed, labels=labels), self.spec)
+
+    def sample_tensor(self, n: int, *, seed: int = 0, labels: Any = None) -> Tensor:
+        """`sample` as a float tensor (n, …) in the model's range, on the CPU."""
+        ability = self._ability("sample")
+        if n < 1:
+            raise InputError(f"n is {n}; ask for at least 1 sample")
+        generator = self._generator(seed)
+        y = self._labels(n, labels, generator)
+        with evaluating(self.nets):
+            out = []
+            for k in range(0, n, BLOCK):
+                x = ability(self.nets, BLOCK, y=_block(y, k), generator=generator)
+                out.append(x[: n - k].float().cpu())
+        return torch.cat(out)
+
+    def draw_codes(self, n: int, *, seed: int = 0) -> np.ndarray:
+        """`n` codes from the prior, (n, latent)."""
+        prior, generator = self._ability("prior"), self._generator(seed)
+        draws = [prior(self.nets, BLOCK, generator=generator).cpu() for _ in range(0, n, BLOCK)]
+        return torch.cat(draws)[:n].numpy()
+
+    def encode(self, x: Any, *, labels: Any = None) -> np.ndarray:
+        """Codes (n, latent) of examples in the data's layout: the posterior's mean where there is a posterior."""
+        return self._map("encode", self._examples(x), labels).numpy()
+
+    def decode(self, z: Any, *, labels: Any = None) -> np.ndarray:
+        """Examples in the data's layout from codes (n, latent)."""
+        codes = torch.as_tensor(np.asarray(z), dtype=torch.float32)
+        size = self.draw_codes(1).shape[1]
+        if codes.dim() != 2 or codes.shape[1] != size:
+            raise InputError(f"codes have shape {tuple(codes.shape)}; this model decodes (n, {size})")
+        return from_model(self._map("decode", codes, labels), self.spec)
+
+    def reconstruct(self, x: Any, *, labels: Any = None) -> np.ndarray:
+        """Examples in the data's layout, encoded and decoded."""
+        return from_model(self._map("reconstruct", self._examples(x), labels), self.spec)
+
+    def interpolate(self, a: Any, b: Any, *, steps: int = 8, path: str = "slerp", labels: Any = None) -> np.ndarray:
+        """Decoded codes on the way from codes `a` to codes `b`, both (n, latent): (n, steps, …) in the data's layout.
+
+        `path`: "slerp" (great circles, for Normal priors) or "lerp" (straight lines).
+        """
+        if path not in ("slerp", "lerp"):
+            raise InputError(f"path is {path!r}; allowed: slerp, lerp")
+        if steps < 2:
+            raise InputError(f"steps is {steps}; an interpolation has at least 2")
+        start, end = (torch.as_tensor(np.asarray(v), dtype=torch.float32) for v in (a, b))
+        way = slerp if path == "slerp" else lerp
+        codes = torch.stack([way(start, end, k / (steps - 1)) for k in range(steps)], dim=1)
+        if labels is not None:
+            labels = np.repeat(np.broadcast_to(np.asarray(labels), (len(start),)), steps)
+        x = self.decode(codes.flatten(0, 1).numpy(), labels=labels)
+        return x.reshape(len(start), steps, *x.shape[1:])
+
+    def elbo(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
+        ability, generator = self._ability("elbo"), self._generator(seed)
+        examples = self._examples(x)
+        y = self._labels(len(examples), labels, generator, required=True)
+        parts: list[dict[str, Tensor]] = []
+        with evaluating(self.nets):
+            for k in range(0, len(examples), BLOCK):
+                block = examples[k : k + BLOCK].to(self.device)
+                out = ability(self.nets, block, y=_block(y, k, len(block)), generator=generator)
+                parts.append({name: value.float().cpu() for name, value in out.items()})
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.nets.parameters()).device
+
+    def _ability(self, name: str) -> Any:
+        if name not in self.recipe.abilities:
+            raise InputError(f"this model cannot {name}; it can {', '.join(self.abilities)}")
+        return self.recipe.abilities[name]
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _examples(self, x: Any) -> Tensor:
+        """The user's arrays as the model sees them."""
+        return to_model(raw(x, self.spec), self.spec)
+
+    def _map(self, ability: str, inputs: Tensor, labels: Any) -> Tensor:
+        function = self._ability(ability)
+        y = self._labels(len(inputs), labels, self._generator(0), required=True)
+        out = []
+        with evaluating(self.nets):
+            for k in range(0, len(inputs), BLOCK):
+                block = inputs[k : k + BLOCK].to(self.device)
+                out.append(function(self.nets, block, y=_block(y, k, len(block))).float().cpu())
+        return torch.cat(out)
+
+    def _labels(self, n: int, labels: Any, generator: torch.Generator, required: bool = False) -> Tensor | None:
+        """Labels of `n` examples for a conditional model, padded to whole blocks; None for an unconditional one."""
+        if not self.recipe.conditional:
+            if labels is not None:
+                raise InputError("this model is not conditional, so it takes no labels")
+            return None
+        classes = self.spec.classes or 0
+        if labels is None:
+            if required:
+                raise InputError("this model is conditional: give labels, one for all examples or one for each")
+            blocks = -(-n // BLOCK) * BLOCK
+            return torch.randint(classes, (blocks,), generator=generator, device=generator.device)
+        y = torch.as_tensor(np.asarray(labels), dtype=torch.int64).to(generator.device)
+        if y.dim() > 1 or (y.dim() == 1 and len(y) != n) or y.min() < 0 or y.max() >= classes:
+            raise InputError(f"labels do not fit: give 1 or {n} whole numbers from 0 to {classes - 1}")
+        y = y.expand(n)
+        return torch.cat([y, y[-1:].expand(-n % BLOCK)])
+
+
+def _block(y: Tensor | None, start: int, length: int = BLOCK) -> Tensor | None:
+    return None if y is None else y[start : start + length]

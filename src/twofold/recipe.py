@@ -1,0 +1,91 @@
+"""A recipe: the stages that train a published system and the abilities the trained system has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from twofold.errors import InputError, unknown
+from twofold.game import Stage
+from twofold.spec import Spec
+
+ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo")
+"""What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages to train, and what can be done with the result.
+
+    Each ability is a function whose first argument is the mapping of networks (eval mode, averaged where the recipe
+    keeps an average), called without gradient, with tensors in the model's range:
+
+    - `sample(nets, n, *, y, generator)` → x (n, …)
+    - `prior(nets, n, *, generator)` → z (n, latent)
+    - `decode(nets, z, *, y)` → x, `encode(nets, x, *, y)` → z, `reconstruct(nets, x, *, y)` → x
+    - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
+
+    `y` is None unless the recipe is conditional.
+    """
+
+    stages: tuple[Stage, ...]
+    spec: Spec
+    abilities: Mapping[str, Callable[..., Any]]
+    conditional: bool = False
+    nets: nn.ModuleDict = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        nets: dict[str, nn.Module] = {}
+        for stage in self.stages:
+            for name, net in stage.game.nets.items():
+                if nets.setdefault(name, net) is not net:
+                    raise ValueError(f"two stages call different networks {name!r}; a name stands for one network")
+        object.__setattr__(self, "nets", nn.ModuleDict(nets))
+
+
+def option(default: Any, help: str, *, choices: Iterable[str] = ()) -> Any:
+    """A field of a recipe's Config: its default, what it means (with its unit) and, for words, what is allowed."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def configure(default: Any, options: Mapping[str, Any]) -> Any:
+    """The Config `default` with `options` in place, each checked against its field's type and choices."""
+    known = {f.name: f for f in fields(default)}
+    values = {name: getattr(default, name) for name in known}
+    for name, value in options.items():
+        if name not in known:
+            raise unknown("option", name, known)
+        values[name] = _checked(name, value, known[name].type, known[name].metadata.get("choices", ()))
+    return type(default)(**values)
+
+
+def _checked(name: str, value: Any, annotation: Any, choices: tuple[str, ...]) -> Any:
+    """`value` as the field's type. Annotations are strings: recipe modules postpone their evaluation."""
+    kinds = [kind.strip() for kind in str(annotation).split("|")]
+    if value is None and "None" in kinds:
+        return None
+    if "bool" in kinds and isinstance(value, bool):
+        return value
+    if "int" in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if "float" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if "str" in kinds and isinstance(value, str):
+        if choices and value not in choices:
+            raise unknown(f"value for {name}", value, choices)
+        return value
+    raise InputError(f"option {name} is {value!r}; it takes {' or '.join(kinds)}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless `condition` holds: a Config's range checks, one line each."""
+    if not condition:
+        raise InputError(message)
+
+
+def has_default(config_field: Any) -> bool:
+    """Whether a Config field has a default, as every field of every recipe must."""
+    return config_field.default is not MISSING

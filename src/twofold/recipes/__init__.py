@@ -1,0 +1,129 @@
+"""The catalogue: every recipe by name, without importing one. A recipe's module is imported when it is built.
+
+A name is a module of this package and, for a paper's variant, a function of that module which returns its Config.
+The package is callable: `twofold.recipes()` lists what there is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from twofold.errors import InputError, unknown
+from twofold.spec import Spec
+
+if TYPE_CHECKING:
+    from twofold.recipe import Recipe
+
+EXPLICIT, IMPLICIT, HYBRID = "explicit", "implicit", "hybrid"
+ANY = ("image", "vector")
+GENERATE = ("sample", "decode", "interpolate")
+AUTOENCODE = ("sample", "encode", "decode", "reconstruct", "interpolate")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `twofold recipes`."""
+
+    name: str
+    family: str
+    """"explicit" (a likelihood), "implicit" (a critic) or "hybrid" (both)."""
+    paper: str
+    year: int
+    data_kinds: tuple[str, ...]
+    abilities: tuple[str, ...]
+    summary: str
+    module: str
+    preset: str = "Config"
+    """The function of the module, or its Config class, that makes this recipe's default Config."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of `twofold recipes --json`."""
+        record = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: record[k] for k in ("name", "family", "paper", "year", "data_kinds", "abilities")}
+
+
+ENTRIES = (
+    Entry(
+        "vae", EXPLICIT, "Kingma & Welling, Auto-Encoding Variational Bayes", 2014, ANY, (*AUTOENCODE, "elbo"),
+        "encoder and decoder by the evidence lower bound", "vae",
+    ),
+    Entry(
+        "beta-vae", EXPLICIT, "Higgins et al., beta-VAE: Learning Basic Visual Concepts", 2017, ANY,
+        (*AUTOENCODE, "elbo"), "the VAE with its KL weighted by β, or held at a capacity", "beta_vae",
+    ),
+    Entry(
+        "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
+        "generator against discriminator, non-saturating", "gan",
+    ),
+    Entry(
+        "lsgan", IMPLICIT, "Mao et al., Least Squares Generative Adversarial Networks", 2017, ANY, GENERATE,
+        "least-squares targets instead of cross-entropy", "gan", "lsgan",
+    ),
+    Entry(
+        "wgan", IMPLICIT, "Arjovsky et al., Wasserstein GAN", 2017, ANY, GENERATE,
+        "a critic with clipped weights, five plays to one", "gan", "wgan",
+    ),
+    Entry(
+        "wgan-gp", IMPLICIT, "Gulrajani et al., Improved Training of Wasserstein GANs", 2017, ANY, GENERATE,
+        "a critic held to unit gradients by a penalty", "gan", "wgan_gp",
+    ),
+    Entry(
+        "dcgan", IMPLICIT, "Radford et al., Unsupervised Representation Learning with DCGANs", 2016, ("image",),
+        GENERATE, "the GAN with strided convolutions and BatchNorm", "dcgan",
+    ),
+    Entry(
+        "vae-gan", HYBRID, "Larsen et al., Autoencoding beyond pixels using a learned similarity metric", 2016, ANY,
+        AUTOENCODE, "a VAE whose likelihood is a layer of the GAN's discriminator", "vae_gan",
+    ),
+    Entry(
+        "vae-gan-released", HYBRID, "Larsen et al., as their released scripts train it", 2016, ANY, AUTOENCODE,
+        "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
+    ),
+)  # fmt: skip
+
+
+def find(name: str) -> Entry:
+    """The entry of that name. Raises `InputError` offering the nearest name."""
+    by_name = {entry.name: entry for entry in ENTRIES}
+    if name not in by_name:
+        raise unknown("recipe", name, by_name)
+    return by_name[name]
+
+
+def default_config(entry: Entry) -> Any:
+    """The recipe's Config with nothing changed. Imports its module, and torch with it."""
+    return getattr(import_module(f"twofold.recipes.{entry.module}"), entry.preset)()
+
+
+def build(name: str, spec: Spec, options: Mapping[str, Any] | None = None) -> tuple[Any, Recipe]:
+    """The resolved Config and the recipe, networks initialised from torch's random state.
+
+    Raises `InputError` for an unknown name or option, a value outside its range, or data of a kind it cannot take.
+    """
+    from twofold.recipe import configure
+
+    entry = find(name)
+    if spec.kind not in entry.data_kinds:
+        raise InputError(f"{name} takes {' or '.join(entry.data_kinds)} data; this data is {spec.kind}s")
+    config = configure(default_config(entry), options or {})
+    return config, import_module(f"twofold.recipes.{entry.module}").build(config, spec)
+
+
+def listing() -> list[dict[str, Any]]:
+    """[{name, family, paper, year, data_kinds, abilities}] of every recipe."""
+    return [entry.to_json() for entry in ENTRIES]
+
+
+class _Catalogue(ModuleType):
+    """This package's module class, so that the verb `twofold.recipes()` and the package of that name can coexist."""
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return listing()
+
+
+sys.modules[__name__].__class__ = _Catalogue

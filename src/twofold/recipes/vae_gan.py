@@ -1,0 +1,189 @@
+"""VAE-GAN (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric").
+
+A VAE whose likelihood is a Normal with unit variance on the discriminator's l-th layer, and a GAN whose generator is
+the VAE's decoder. With x̃ = Dec(z), z ~ q(z|x), and x_p = Dec(z_p), z_p ~ N(0, I) (their eqs. 5-9):
+
+    kl                      KL( q(z|x) ‖ N(0, I) )
+    feature_reconstruction  ½ ‖Dis_l(x̃) - Dis_l(x)‖², summed over the layer
+    L_GAN                   log Dis(x) + log(1 - Dis(x̃)) + log(1 - Dis(x_p))
+
+Algorithm 1, all three players at once from one forward pass: the encoder descends kl + feature_reconstruction, the
+decoder γ · feature_reconstruction + L_GAN, the discriminator -L_GAN. The encoder gets nothing adversarial, γ stands
+in the decoder's row only, and the discriminator gets nothing of the reconstruction, which it would minimise by
+forgetting (their section 2.3).
+
+Routing:
+
+    term                       encoder  decoder  discriminator
+    kl                              +1        ·              ·
+    feature_reconstruction          +1    +0.01              ·
+    adversarial_decoder              ·       +1              ·
+    adversarial_discriminator        ·        ·             +1
+
+`adversarial_decoder` is E log(1 - Dis(x̃)) + E log(1 - Dis(x_p)), the part of L_GAN that the decoder reaches;
+`adversarial_discriminator` is -L_GAN. `--adversarial non-saturating` replaces the decoder's part by -E log Dis.
+
+Dis_l is taken before normalisation, as in the released code. γ multiplies a sum over the layer: with twice the
+features the same γ weighs twice as much.
+
+Presets: `vae-gan-released` is what the released scripts do: the discriminator sees real images and prior samples but
+no reconstructions, the players rest by the equilibrium rule, γ = 1e-5 / (1 - 1e-5), and the rate decays.
+
+Deviations: DEVIATIONS
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from twofold.coefficients import Decay, Equilibrium, product
+from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
+from twofold.latents import prior
+from twofold.nets.build import Discriminator, build_decoder, build_discriminator, build_encoder
+from twofold.nets.norm import call_together
+from twofold.recipe import Recipe, option, require
+from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, labels, posterior, rate
+from twofold.spec import Spec
+from twofold.terms.adversarial import bce_fake, bce_real
+from twofold.terms.matching import feature_reconstruction
+
+
+@dataclass(frozen=True)
+class Config:
+    latent: int = option(32, "size of the code z")
+    gamma: float = option(1e-2, "γ: weight of the feature reconstruction in the decoder's row")
+    feature_layer: int | None = option(
+        None, "l: the discriminator's block whose output is compared, counted from 1; none: the last but two"
+    )
+    feature_std: float = option(1.0, "standard deviation of the Normal on the layer; smaller asks for closer x̃")
+    adversarial: str = option("minimax", "the decoder's adversarial term", choices=("minimax", "non-saturating"))
+    see_reconstructions: bool = option(True, "the discriminator sees x̃ beside x and x_p")
+    real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
+    equilibrium: bool = option(False, "let the discriminator or the decoder rest when it is far ahead (released code)")
+    equilibrium_target: float = option(0.68, "mean cost in nats around which both move")
+    equilibrium_margin: float = option(0.35, "distance from the target at which one rests")
+    arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
+    width: int | None = option(
+        None, "channels of the first convolution (none: 32) or units of an MLP's layers (none: 256)"
+    )
+    depth: int = option(2, "hidden layers of an MLP")
+    hidden: int = option(256, "units of a fully connected layer between convolutions and head; 0: none")
+    norm: str = option("batch", "normalisation in encoder and decoder", choices=("batch", "group", "layer", "none"))
+    norm_discriminator: str = option(
+        "batch", "the same in the discriminator", choices=("batch", "group", "layer", "none")
+    )
+    spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
+    optimizer: str = option("rmsprop", "optimizer of all players", choices=("adam", "rmsprop"))
+    learning_rate: float = option(3e-4, "learning rate of encoder and decoder")
+    learning_rate_discriminator: float | None = option(None, "the discriminator's; none: the same")
+    decay: float = option(1.0, "the learning rates are multiplied by this after every decay_examples")
+    decay_examples: int = option(16_000, "examples between two decays")
+    clip_norm: float | None = option(None, "largest norm of each network's gradient")
+    ema_half_life_examples: float | None = option(None, "sample from an average of the decoder with this half-life")
+    conditional: bool = option(False, "condition all three networks on the labels")
+
+
+def released() -> Config:
+    """The released scripts' choices where they differ from the paper's: what Dis sees, the balance rule, γ, decay."""
+    return Config(see_reconstructions=False, equilibrium=True, gamma=1e-5 / (1 - 1e-5), decay=0.75)
+
+
+def build(config: Config, spec: Spec) -> Recipe:
+    """The recipe for data that looks like `spec`."""
+    require(config.feature_std > 0, f"feature_std is {config.feature_std}; it must be above 0")
+    require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
+    classes = classes_for(spec, config.conditional)
+    sizes: dict[str, Any] = {
+        "arch": config.arch,
+        "width": config.width,
+        "depth": config.depth,
+        "hidden": config.hidden if convolves(config.arch, spec) else 0,
+        "classes": classes,
+    }
+    encoder = build_encoder(spec, 2 * config.latent, norm=config.norm, **sizes)
+    decoder = Generator(build_decoder(spec, config.latent, outputs=spec.shape[0], norm=config.norm, **sizes), spec)
+    discriminator = build_discriminator(spec, norm=config.norm_discriminator, spectral=config.spectral, **sizes)
+    layer = max(1, discriminator.blocks - 2) if config.feature_layer is None else config.feature_layer
+    require(
+        1 <= layer <= discriminator.blocks,
+        f"feature_layer is {layer}; this discriminator has blocks 1 to {discriminator.blocks}",
+    )
+
+    def rollout(state: State) -> dict[str, Tensor]:
+        out = posterior(state, config.conditional)
+        x, y = out["x"], labels(state.batch, config.conditional)
+        z_p = prior(len(x), config.latent, like=out["z"], generator=state.generator)
+        x_rec, x_fake = call_together(state.nets["decoder"], out["z"], z_p, ys=(y, y))
+        judge = partial(cast(Discriminator, state.nets["discriminator"]).forward_with_features, layer=layer)
+        (real, f_real), (rec, f_rec), (fake, _) = call_together(
+            state.nets["discriminator"], x, x_rec, x_fake, ys=(y, y, y), method=judge
+        )
+        return out | {
+            "x_rec": x_rec,
+            "x_fake": x_fake,
+            "real_logits": real,
+            "rec_logits": rec,
+            "fake_logits": fake,
+            "real_features": f_real,
+            "rec_features": f_rec,
+        }
+
+    # L_GAN's two sides. Every expectation keeps its own coefficient of 1: with two kinds of fakes they count twice.
+    def fakes(state: State) -> list[Tensor]:
+        return [state["fake_logits"], *([state["rec_logits"]] if config.see_reconstructions else [])]
+
+    def discriminator_loss(state: State) -> Tensor:
+        real = bce_real(state["real_logits"], config.real_label).mean()
+        return torch.stack([real, *(bce_fake(logits).mean() for logits in fakes(state))]).sum()
+
+    def decoder_loss(state: State) -> Tensor:
+        if config.adversarial == "minimax":
+            return torch.stack([-bce_fake(logits).mean() for logits in fakes(state)]).sum()
+        return torch.stack([bce_real(logits).mean() for logits in fakes(state)]).sum()
+
+    decoder_gate: Coefficient = 1.0
+    discriminator_gate: Coefficient = 1.0
+    if config.equilibrium:
+        rule = Equilibrium(
+            real=lambda s: bce_real(s["real_logits"]).mean(),
+            fake=lambda s: bce_fake(s["fake_logits"]).mean(),
+            target=config.equilibrium_target,
+            margin=config.equilibrium_margin,
+        )
+        decoder_gate, discriminator_gate = rule.decoder, rule.discriminator
+
+    terms = (
+        Term("kl", rate, to={"encoder": 1.0}),
+        Term(
+            "feature_reconstruction",
+            lambda s: feature_reconstruction(s["rec_features"], s["real_features"]).mean() / config.feature_std**2,
+            to={"encoder": 1.0, "decoder": product(config.gamma, decoder_gate)},
+        ),
+        Term("adversarial_decoder", decoder_loss, to={"decoder": decoder_gate}),
+        Term("adversarial_discriminator", discriminator_loss, to={"discriminator": discriminator_gate}),
+    )
+    game = Game(
+        players={
+            "encoder": _player(config, encoder),
+            "decoder": _player(config, decoder, ema_half_life_examples=config.ema_half_life_examples),
+            "discriminator": _player(config, discriminator, config.learning_rate_discriminator),
+        },
+        phases=(Phase("all", rollout, terms),),
+    )
+    abilities = autoencoder_abilities(config.latent, lambda nets, z, y: nets["decoder"](z, y))
+    return Recipe((Stage("train", game),), spec, abilities, config.conditional)
+
+
+def _player(config: Config, net: nn.Module, learning_rate: float | None = None, **settings: Any) -> Player:
+    rate = learning_rate or config.learning_rate
+    optimizer: Any = {
+        "rmsprop": partial(torch.optim.RMSprop, lr=rate),
+        "adam": partial(torch.optim.Adam, lr=rate, betas=(0.5, 0.999)),
+    }[config.optimizer]
+    decay = Decay(config.decay, config.decay_examples) if config.decay != 1.0 else None
+    return Player(net, optimizer, lr_factor=decay, clip_norm=config.clip_norm, **settings)
