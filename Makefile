@@ -1,0 +1,33 @@
+# `make demo` and `make test` need CPython >= 3.10 and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)
+	@rm -rf runs/demo
+	$(BIN)/twofold train vae-gan --data digits --out runs/demo --examples 150000 --seed 0
+	$(BIN)/twofold sample runs/demo -n 64 --seed 0 --out runs/demo/samples.png
+	@echo
+	@echo "Done. Open runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"
+
+test: $(STAMP) lint
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		(echo "Twofold needs CPython 3.10 or newer; name one with: make PYTHON=python3.11" >&2; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

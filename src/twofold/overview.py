@@ -1,0 +1,61 @@
+"""What a recipe is before it is trained: routing table, phases, networks, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from twofold import recipes
+from twofold.game import describe, table
+from twofold.spec import Spec
+
+EXAMPLE = Spec("image", (1, 28, 28), classes=10, layout="HW")
+"""What `show` builds a recipe for when no data is named: MNIST's shape."""
+
+
+def show(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The recipe as plain data: {name, stages: [{name, players: {NAME: parameters}, phases: [{name, repeats, every,
+    terms: [{name, every, to: {player: number or text}}]}]}]}.
+
+    Raises `InputError` for an unknown name or option.
+    """
+    _, recipe = _build(name, spec, options)
+    return {"name": name, "stages": [describe(stage) for stage in recipe.stages]}
+
+
+def show_text(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | None = None) -> str:
+    """The same for people, with the networks' layers and the resolved Config."""
+    entry = recipes.find(name)
+    config, recipe = _build(name, spec, options)
+    lines = [f"{name}: {entry.summary}", f"{entry.paper} ({entry.year})", ""]
+    for stage in recipe.stages:
+        title = f"stage {stage.name}, " if len(recipe.stages) > 1 else ""
+        lines += [f"{title}routing (term's coefficient in each player's objective; · is exactly no gradient)"]
+        lines += ["  " + line for line in table(stage.game).splitlines()]
+        lines += [""]
+        for player, parameters in describe(stage)["players"].items():
+            optimizer = stage.game.players[player].optimizer
+            lines.append(f"  {player:<16}{parameters:>12,} parameters   {_optimizer_text(optimizer)}")
+        lines += [""]
+    shape = "×".join(map(str, recipe.spec.shape))
+    lines.append(f"networks for {recipe.spec.kind}s of {shape}")
+    for player, net in recipe.nets.items():
+        lines += [f"  {player}: " + str(net).replace("\n", "\n  ")]
+    lines += ["", "options"]
+    lines += [f"  --{key.replace('_', '-'):<32}{value}" for key, value in asdict(config).items()]
+    return "\n".join(lines)
+
+
+def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    with torch.random.fork_rng(devices=[]):
+        return recipes.build(name, spec, options)
+
+
+def _optimizer_text(optimizer: Any) -> str:
+    """ "Adam, lr 0.0002, betas (0.5, 0.999)" of a partial of an optimizer class."""
+    function = getattr(optimizer, "func", optimizer)
+    settings = getattr(optimizer, "keywords", {})
+    return ", ".join([function.__name__, *(f"{key} {value}" for key, value in settings.items())])

@@ -1,0 +1,662 @@
+"""Train a recipe on data, into a run directory.
+
+Read from `train`: prepare the plan, open or resume the run, play each stage, finish. What is saved is everything that
+changes, so that a resumed run continues bit for bit: networks, optimizers, averages, every random state, the position
+in the data (a function of the examples seen) and the schedules (functions of the same).
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import twofold
+from twofold import recipes
+from twofold.data import Batches, Data, from_model, load, to_model
+from twofold.device import autocast, choose_device, peak_memory_bytes
+from twofold.errors import InputError
+from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, step, table
+from twofold.model import Model, evaluating, restore
+from twofold.recipe import Recipe
+from twofold.run import Run, flatten_state, unflatten_state
+
+PICTURES = 9
+"""Sample grids written along a run, the first before training and the last after it."""
+LOGS = 200
+CHECKPOINTS = 10
+SHOWN = 64
+"""Samples in a grid."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: the step in hand was finished and the state saved. The message says how to go on."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a term was not finite. The message names the term and the last good checkpoint."""
+
+
+class Watch(Protocol):
+    """Somebody who is told how training goes, e.g. the progress bar of the command line."""
+
+    def start(self, plan: Plan) -> None: ...
+
+    def update(self, examples: int, record: Mapping[str, float]) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run trains, besides its recipe and its data."""
+
+    examples: int = 100_000
+    """Length of the run in examples seen; it ends with the step that reaches it."""
+    batch_size: int = 64
+    seed: int = 0
+    precision: str = "float32"
+    flip: bool = False
+    """Mirror images at random."""
+    crop: int = 0
+    """Pad images by this many pixels and crop back at random."""
+    accumulate: int = 1
+    """Parts in which a batch is computed before a move."""
+    on_nonfinite: str = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it starts at 1")
+        if self.crop < 0:
+            raise InputError(f"crop is {self.crop}; it starts at 0")
+        if self.accumulate > self.batch_size:
+            raise InputError(
+                f"accumulate is {self.accumulate}; a batch of {self.batch_size} has no more parts than examples"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it is a 64-bit whole number")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise InputError(f"on_nonfinite is {self.on_nonfinite!r}; allowed: stop, skip")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts: everything decided, nothing written."""
+
+    name: str
+    config: Any
+    recipe: Recipe
+    data: Data
+    data_record: dict[str, Any]
+    settings: Settings
+    device: torch.device
+
+    @property
+    def lengths(self) -> list[int]:
+        """Examples of each stage."""
+        shares = [stage.share for stage in self.recipe.stages]
+        bounds = [round(self.settings.examples * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]
+        return [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """config.json: what `load` and `--resume` need, and what a reader wants to know."""
+        return {
+            "recipe": self.name,
+            "config": asdict(self.config),
+            "spec": self.recipe.spec.to_json(),
+            "data": self.data_record,
+            "train": asdict(self.settings),
+            "stages": [describe(stage) for stage in self.recipe.stages],
+            "versions": {"twofold": twofold.__version__, "torch": torch.__version__.split("+")[0]},
+        }
+
+
+def train(
+    name: str,
+    *,
+    data: Any,
+    out: str | Path | None = None,
+    examples: int = Settings.examples,
+    batch_size: int = Settings.batch_size,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str = "float32",
+    flip: bool = False,
+    crop: int = 0,
+    accumulate: int = 1,
+    on_nonfinite: str = "stop",
+    resume: bool = False,
+    tensorboard: bool = False,
+    data_options: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Model:
+    """Train recipe `name` on `data` and return the trained model.
+
+    Args:
+        data: a built-in source ("digits"), a path, a numpy array, a tensor, a pair (x, y) or a map-style Dataset.
+        out: the run directory; None: a fresh one under runs/.
+        examples, batch_size, …: see `Settings`.
+        device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU if there is one.
+        resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples` may change.
+        tensorboard: also write TensorBoard events into the run directory.
+        data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`; see `twofold.data.load`.
+        options: fields of the recipe's Config.
+
+    Raises:
+        InputError: something given cannot be used; nothing was written.
+        Interrupted: Ctrl-C; the state is saved and the message says how to go on.
+        TrainingError: a loss was not finite; the last good checkpoint is kept.
+
+    >>> model = twofold.train("vae", data="digits", examples=640, out=tmp / "run")
+    >>> model.sample(2, seed=0).shape
+    (2, 8, 8)
+    """
+    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite)
+    plan = prepare(name, data=data, settings=settings, device=device, data_options=data_options, **options)
+    batches(plan)  # refuses a batch larger than the data before anything is written
+    run = _open_run(plan, out, resume)
+    watch = watch or Silent()
+    with _own_randomness(plan), _stop_requests() as requests:
+        session = _Session(plan, run, watch, requests, tensorboard)
+        watch.start(plan)
+        try:
+            session.play()
+        finally:
+            watch.stop()
+    return session.model()
+
+
+def prepare(
+    name: str,
+    *,
+    data: Any,
+    settings: Settings,
+    device: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Plan:
+    """Everything `train` decides before it writes: data read, networks built on the device from the seed."""
+    recipes.find(name)
+    where = choose_device(device)
+    autocast(where, settings.precision)
+    loaded = load(data, seed=0, **(data_options or {}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        config, recipe = recipes.build(name, loaded.spec, options)
+    recipe.nets.to(where)
+    record = {
+        "source": str(data) if isinstance(data, (str, Path)) else None,
+        "name": loaded.name,
+        "options": {k: _plain(v) for k, v in (data_options or {}).items()},
+        "train_examples": len(loaded.train),
+        "test_examples": len(loaded.test) if loaded.test else 0,
+        "fingerprint": loaded.fingerprint,
+        "notes": list(loaded.notes),
+    }
+    return Plan(name, config, recipe, loaded, record, settings, where)
+
+
+def _plain(value: Any) -> Any:
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else value
+        if isinstance(value, (int, float, type(None)))
+        else str(value)
+    )
+
+
+def batches(plan: Plan) -> Batches:
+    """The run's endless stream of training batches. Raises `InputError` if a batch is larger than the data."""
+    s = plan.settings
+    return Batches(
+        plan.data.train,
+        plan.data.spec,
+        batch_size=s.batch_size,
+        seed=s.seed,
+        flip=s.flip,
+        crop=s.crop,
+        device=plan.device,
+    )
+
+
+# The run directory.
+
+
+def _open_run(plan: Plan, out: str | Path | None, resume: bool) -> Run:
+    if resume:
+        if out is None:
+            raise InputError("resume needs the run to go on with: give out (--out DIR)")
+        if (Path(out) / "config.json").exists():
+            run = Run.open(out)
+            _refuse_changes(run.config, plan.record)
+            if run.config["train"]["examples"] != plan.settings.examples:
+                run.replace_config(plan.record)
+            return run
+    return Run.create(out if out is not None else _fresh_directory(plan), plan.record)
+
+
+def _fresh_directory(plan: Plan) -> Path:
+    stem = Path("runs") / f"{plan.name}-{plan.data.name}"
+    k = 1
+    while (path := stem if k == 1 else stem.with_name(f"{stem.name}-{k}")).exists():
+        k += 1
+    return path
+
+
+def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise `InputError` naming the first thing that differs between the run's record and the one asked for."""
+    if old.get("recipe") != new["recipe"]:
+        raise InputError(f"this run trains {old.get('recipe')}, not {new['recipe']}; use another --out")
+    for part in ("config", "train"):
+        for key, value in new[part].items():
+            before = old[part].get(key)
+            if before != value and not (part == "train" and key == "examples"):
+                raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
+    if old["data"]["fingerprint"] != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
+        raise InputError(f"this run was started on other data ({old['data']['name']}); use another --out")
+    if old["train"]["examples"] > new["train"]["examples"]:
+        raise InputError(
+            f"this run was planned for {old['train']['examples']} examples; resume may raise that, not lower it"
+        )
+    if len(old["stages"]) > 1 and old["train"]["examples"] != new["train"]["examples"]:
+        raise InputError("a run of several stages divides its examples among them, so resume cannot change --examples")
+
+
+# Randomness and interruption.
+
+
+@contextmanager
+def _own_randomness(plan: Plan) -> Iterator[None]:
+    """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards."""
+    devices = [plan.device] if plan.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(plan.settings.seed)
+        yield
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event set by the first Ctrl-C or termination signal; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Playing.
+
+
+class Silent:
+    """A watch that says nothing."""
+
+    def start(self, plan: Plan) -> None: ...
+
+    def update(self, examples: int, record: Mapping[str, float]) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass
+class _Meter:
+    """Means of the terms' values since the last reading, accumulated on the device."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        host = torch.stack([s.float() for s in self.sums.values()]).tolist()
+        means = {name: value / self.counts[name] for name, value in zip(self.sums, host, strict=True)}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+class _Session:
+    """One call of `train`: the mutable state of a run while it plays."""
+
+    def __init__(self, plan: Plan, run: Run, watch: Watch, requests: threading.Event, tensorboard: bool):
+        self.plan, self.run, self.watch, self.requests = plan, run, watch, requests
+        self.batches = batches(plan)
+        self.averages = nn.ModuleDict()  # of every stage begun so far
+        self.stage = 0
+        self.progress: Progress | None = None
+        self.seconds = 0.0  # of training, in all sessions of the run
+        self.tensorboard = _tensorboard(run) if tensorboard else None
+        self.meter = _Meter()
+
+    @property
+    def examples(self) -> int:
+        """Examples seen in the whole run."""
+        return sum(self.plan.lengths[: self.stage]) + (self.progress.examples if self.progress else 0)
+
+    def play(self) -> None:
+        resumed = self._restore()
+        if not resumed:
+            self._enter(0)
+            self._pictures()
+            self._save()
+        for k in range(self.stage, len(self.plan.recipe.stages)):
+            if k > self.stage:
+                self._enter(k)
+            self._play_stage(self.plan.recipe.stages[k])
+        self._finish()
+
+    def _enter(self, stage: int) -> None:
+        self.stage = stage
+        self.progress = begin(self.plan.recipe.stages[stage].game, seed=self.plan.settings.seed + stage)
+        self.averages.update(dict(self.progress.averages))
+
+    def _play_stage(self, stage: Stage) -> None:
+        assert self.progress is not None
+        settings, progress, game = self.plan.settings, self.progress, stage.game
+        length = self.plan.lengths[self.stage]
+        start = sum(self.plan.lengths[: self.stage])
+        drawn = progress.examples
+
+        def draw() -> Mapping[str, Tensor]:
+            nonlocal drawn
+            batch: Mapping[str, Tensor] = self.batches.draw(start + drawn)
+            drawn += settings.batch_size
+            if stage.view is not None:
+                with torch.no_grad():
+                    batch = stage.view(game.nets, batch)
+            return batch
+
+        logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
+        for due in (logs, saves, shows):
+            due.start(self.examples)
+        last = time.perf_counter()
+        window = self.examples, self.seconds
+        while progress.examples < length:
+            with autocast(self.plan.device, settings.precision):
+                values = step(game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            self.meter.add(values)
+            now = time.perf_counter()
+            self.seconds, last = self.seconds + now - last, now
+            log = logs.due(self.examples)
+            # The CPU is never behind, so looking costs nothing there; elsewhere looking waits for the device.
+            if settings.on_nonfinite == "stop" and (log or self.plan.device.type == "cpu"):
+                self._check(game)
+            if log:
+                rate = (self.examples - window[0]) / max(self.seconds - window[1], 1e-9)
+                window = self.examples, self.seconds
+                self._log(rate)
+            ended = progress.examples >= length
+            if shows.due(self.examples) and not ended:
+                self._pictures()
+            if saves.due(self.examples) and not ended:
+                self._save()
+            if self.requests.is_set() and not ended:
+                self._save()
+                raise Interrupted(
+                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved in "
+                    f"{self.run.path}. Go on with the same command and --resume --out {shlex.quote(str(self.run.path))}"
+                )
+            last = time.perf_counter()
+        self._log(None)
+        self._save()
+
+    def _check(self, game: Any) -> None:
+        assert self.progress is not None
+        try:
+            check_finite(game, self.progress)
+        except NonFiniteError as error:
+            good = self.run.checkpoints()
+            kept = f"the last good checkpoint, at {good[-1]:,} examples, is kept in {self.run.path}" if good else ""
+            raise TrainingError(f"{error}; {kept}") from None
+
+    def _log(self, examples_per_second: float | None) -> None:
+        means = self.meter.read()
+        if not means:
+            return
+        record: dict[str, Any] = {"examples": self.examples, "seconds": round(self.seconds, 3), **means}
+        if examples_per_second is not None:
+            record["examples_per_second"] = round(examples_per_second, 1)
+        self.run.append_metrics(record)
+        self.watch.update(self.examples, record)
+        if self.tensorboard is not None:
+            for name, value in means.items():
+                self.tensorboard.add_scalar(name, value, self.examples)
+
+    def model(self) -> Model:
+        """The model as it stands, averages in place of the networks that have one."""
+        nets = nn.ModuleDict({**self.plan.recipe.nets, **self.averages})
+        return Model(self.plan.recipe, nets, run=self.run, examples=self.examples)
+
+    def _pictures(self) -> None:
+        """Pictures of this point of the run, and the test bound where there is one."""
+        from twofold.pictures import png_bytes, reconstruction_grid, samples_picture
+
+        model, spec = self.model(), self.plan.recipe.spec
+        held_out = self.plan.data.test or self.plan.data.train
+        few = to_model(held_out.x[torch.arange(min(len(held_out), 1024))], spec)
+        count = SHOWN if spec.kind == "image" else 1024
+        x = model.sample_tensor(count, seed=0)
+        picture = samples_picture(x, spec, reference=few)
+        self.run.write_bytes(f"samples/{self.examples:012d}.png", png_bytes(picture))
+        if "reconstruct" in model.abilities and spec.kind == "image":
+            y = None if held_out.y is None or not model.recipe.conditional else held_out.y[:8]
+            with evaluating(model.nets):
+                rec = model.recipe.abilities["reconstruct"](
+                    model.nets, few[:8].to(self.plan.device), y=None if y is None else y.to(self.plan.device)
+                )
+            grid = reconstruction_grid(few[:8], rec.float().cpu())
+            self.run.write_bytes(f"samples/reconstructions-{self.examples:012d}.png", png_bytes(grid))
+        if "elbo" in model.abilities:
+            labels = None if held_out.y is None or not model.recipe.conditional else held_out.y[: len(few)].numpy()
+            bound = model.elbo(from_model(few, spec), labels=labels)
+            means = {f"test_{name}": float(value.mean()) for name, value in bound.items()}
+            self.run.append_metrics({"examples": self.examples, **means})
+
+    # Saving and restoring.
+
+    def _save(self) -> None:
+        assert self.progress is not None
+        progress = self.progress
+        changing = {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in progress.optimizers.items()},
+            "generator": progress.generator.get_state(),
+            "first_bad": dict(progress.first_bad),
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.plan.device) if self.plan.device.type == "cuda" else None,
+        }
+        tensors, record = flatten_state(changing)
+        state = {
+            "stage": self.stage,
+            "progress": {k: getattr(progress, k) for k in ("step", "examples", "skipped", "plays")},
+            "seconds": self.seconds,
+            "training": record,
+        }
+        weights = self.plan.recipe.nets.state_dict()
+        if bad := next((name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()), None):
+            raise TrainingError(f"{bad} holds values that are not finite; {self.run.path} keeps its last checkpoint")
+        self.run.save_checkpoint(
+            self.examples,
+            {"weights": weights, "averages": self.averages.state_dict(), "training": tensors},
+            state,
+        )
+
+    def _restore(self) -> bool:
+        """Continue from the run's newest checkpoint; False if it has none."""
+        if not self.run.checkpoints():
+            return False
+        saved = self.run.load_checkpoint()
+        restore(self.plan.recipe.nets, saved.tensors["weights"], "weights")
+        for k in range(saved.state["stage"] + 1):
+            self._enter(k)
+        assert self.progress is not None
+        restore(self.averages, saved.tensors.get("averages", {}), "averages")
+        changing = unflatten_state(saved.tensors["training"], saved.state["training"])
+        for name, optimizer in self.progress.optimizers.items():
+            optimizer.load_state_dict(changing["optimizers"][name])
+        self.progress.generator.set_state(changing["generator"])
+        for name, value in changing["first_bad"].items():
+            self.progress.first_bad[name].copy_(value)
+        torch.set_rng_state(changing["random"])
+        if self.plan.device.type == "cuda" and changing["device_random"] is not None:
+            torch.cuda.set_rng_state(changing["device_random"], self.plan.device)
+        for name, value in saved.state["progress"].items():
+            setattr(self.progress, name, value)
+        self.seconds = saved.state["seconds"]
+        self.run.truncate_metrics(saved.examples)
+        self.watch.note(f"going on from {saved.examples:,} examples")
+        return True
+
+    def _finish(self) -> None:
+        from twofold.pictures import curves, png_bytes
+        from twofold.report import write_report
+
+        self._pictures()
+        self.run.write_bytes("curves.png", png_bytes(curves(self.run.metrics())))
+        write_report(
+            self.run,
+            routing="\n\n".join(table(stage.game) for stage in self.plan.recipe.stages),
+            phases="\n".join(_phases(stage) for stage in self.plan.recipe.stages),
+            networks=networks(self.plan.recipe),
+            cost={
+                "seconds": round(self.seconds, 1),
+                "examples": self.examples,
+                "examples_per_second": round(self.examples / max(self.seconds, 1e-9), 1),
+                "device": str(self.plan.device),
+                "parameters": sum(w.numel() for w in self.plan.recipe.nets.parameters()),
+                "peak_memory_bytes": peak_memory_bytes(self.plan.device),
+            },
+            pictures={},
+            command=command(self.plan, self.run.path),
+        )
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+class _Every:
+    """Due `times` times along a run, at the same numbers of examples however the run is divided into sessions."""
+
+    def __init__(self, examples: int, times: int):
+        self.interval = max(examples / times, 1e-9)
+        self.passed = 0
+
+    def start(self, examples: int) -> None:
+        self.passed = int(examples / self.interval)
+
+    def due(self, examples: int) -> bool:
+        passed = int(examples / self.interval)
+        due, self.passed = passed > self.passed, passed
+        return due
+
+
+def networks(recipe: Recipe) -> list[dict[str, Any]]:
+    """[{name, parameters, layers}] of every network of the recipe."""
+    return [
+        {"name": name, "parameters": sum(w.numel() for w in net.parameters()), "layers": str(net)}
+        for name, net in recipe.nets.items()
+    ]
+
+
+def _phases(stage: Stage) -> str:
+    record = describe(stage)
+    return "\n".join(
+        f"{stage.name}: phase {phase['name']}, {phase['repeats']} plays a step"
+        + (f", every {phase['every']} steps" if phase["every"] > 1 else "")
+        for phase in record["phases"]
+    )
+
+
+def command(plan: Plan, out: Path) -> str:
+    """The command line that repeats this run."""
+    words = ["twofold", "train", plan.name, "--data", plan.data_record["source"] or "YOUR_DATA", "--out", str(out)]
+    defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
+    for name, value in {**asdict(plan.config), **asdict(plan.settings), **plan.data_record["options"]}.items():
+        if name in defaults and value == defaults[name] and name not in ("examples", "batch_size", "seed"):
+            continue
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
+
+
+def _tensorboard(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("TensorBoard is not installed; pip install 'twofold[tensorboard]'") from None
+    return SummaryWriter(str(run.path / "tensorboard"))
+
+
+def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
+    """What the run will cost, measured on a few steps that are thrown away: nothing is written.
+
+    Returns parameters, bytes of weights + gradients + optimizer state, peak memory of this process, examples/s and
+    the run's seconds.
+    """
+    stream, settings = batches(plan), plan.settings
+    game = plan.recipe.stages[0].game
+    with _own_randomness(plan):
+        progress = begin(game, seed=settings.seed)
+
+        def play() -> None:
+            with autocast(plan.device, settings.precision):
+                step(game, progress, lambda: stream.draw(progress.examples), accumulate=settings.accumulate)
+            if plan.device.type == "cuda":
+                torch.cuda.synchronize(plan.device)
+
+        play()
+        play()
+        start, before, steps = time.perf_counter(), progress.examples, 0
+        while steps < 3 or time.perf_counter() - start < seconds:
+            play()
+            steps += 1
+        elapsed = time.perf_counter() - start
+    weights = [w for net in plan.recipe.nets.values() for w in net.parameters()]
+    state = [
+        value
+        for optimizer in progress.optimizers.values()
+        for slots in optimizer.state.values()
+        for value in slots.values()
+        if isinstance(value, Tensor)
+    ]
+    rate = (progress.examples - before) / elapsed
+    return {
+        "parameters": sum(w.numel() for w in weights),
+        "state_bytes": sum(2 * w.nbytes for w in weights) + sum(t.nbytes for t in state),
+        "peak_memory_bytes": peak_memory_bytes(plan.device),
+        "examples_per_second": rate,
+        "seconds": settings.examples / rate,
+        "device": str(plan.device),
+    }
