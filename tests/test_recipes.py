@@ -420,7 +420,14 @@ def test_feature_reconstruction_is_of_the_named_layer_before_normalisation():
     state = rolled_out(game, game.phases[0], batch_for(IMAGE))
     term = next(t for t in game.phases[0].terms if t.name == "feature_reconstruction")
     difference = state["rec_features"] - state["real_features"]
-    torch.testing.assert_close(term.loss(state), 0.5 * difference.flatten(1).square().sum(1).mean())
+    half_sum = 0.5 * difference.flatten(1).square().sum(1).mean()
+    torch.testing.assert_close(term.loss(state), half_sum * 16_384 / difference[0].numel())
+    plain = build("vae-gan", feature_layer=1, feature_std=1.0).stages[0].game
+    state = rolled_out(plain, plain.phases[0], batch_for(IMAGE))
+    difference = state["rec_features"] - state["real_features"]
+    loss = next(t for t in plain.phases[0].terms if t.name == "feature_reconstruction").loss(state)
+    torch.testing.assert_close(loss, 0.5 * difference.flatten(1).square().sum(1).mean())
+    game = plain
     with torch.no_grad():
         seen = game.nets["discriminator"].forward_with_features(state["x"], layer=1)[1]
     torch.testing.assert_close(seen, state["real_features"].detach())
@@ -502,3 +509,26 @@ def test_every_loss_goes_with_every_penalty(loss, penalty):
     progress, batch = begin(game), batch_for(VECTOR)
     seen = [set(step(game, progress, lambda: batch)) for _ in range(2)]
     assert penalty in seen[0] and penalty not in seen[1]
+
+
+def test_a_step_never_looks_at_a_tensors_value(monkeypatch):
+    """On a GPU each look would wait for the device. The equilibrium rule is the documented exception."""
+    steps = {}
+    for name in NAMES:
+        game = build(name).stages[0].game
+        steps[name] = (game, begin(game), batch_for(IMAGE))
+        for optimizer in steps[name][1].optimizers.values():
+            optimizer.step = lambda: None  # torch's own: it reads a step count that lies on the host
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("the step looked at a tensor's value")
+
+    for look in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, look, refuse)
+    for name, (game, progress, batch) in steps.items():
+        if name == "vae-gan-released":
+            with pytest.raises(AssertionError, match="looked at"):
+                step(game, progress, lambda batch=batch: batch)
+        else:
+            for _ in range(2):
+                step(game, progress, lambda batch=batch: batch)

@@ -34,6 +34,8 @@ PICTURES = 9
 """Sample grids written along a run, the first before training and the last after it."""
 LOGS = 200
 CHECKPOINTS = 10
+CURVES_SECONDS = 30.0
+"""curves.png is drawn anew with a sample grid if at least this much training lies between: drawing takes a second."""
 SHOWN = 64
 """Samples in a grid."""
 
@@ -358,6 +360,7 @@ class _Session:
         self.seconds = 0.0  # of training, in all sessions of the run
         self.tensorboard = _tensorboard(run) if tensorboard else None
         self.meter = _Meter()
+        self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
 
     @property
     def examples(self) -> int:
@@ -419,10 +422,13 @@ class _Session:
             ended = progress.examples >= length
             if shows.due(self.examples) and not ended:
                 self._pictures()
+                if self.seconds - self.drawn_at > CURVES_SECONDS:
+                    self._curves()
             if saves.due(self.examples) and not ended:
                 self._save()
             if self.requests.is_set() and not ended:
                 self._save()
+                self._curves()
                 raise Interrupted(
                     f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved in "
                     f"{self.run.path}. Go on with the same command and --resume --out {shlex.quote(str(self.run.path))}"
@@ -537,12 +543,17 @@ class _Session:
         self.watch.note(f"going on from {saved.examples:,} examples")
         return True
 
-    def _finish(self) -> None:
+    def _curves(self) -> None:
         from twofold.pictures import curves, png_bytes
+
+        self.run.write_bytes("curves.png", png_bytes(curves(self.run.metrics())))
+        self.drawn_at = self.seconds
+
+    def _finish(self) -> None:
         from twofold.report import write_report
 
         self._pictures()
-        self.run.write_bytes("curves.png", png_bytes(curves(self.run.metrics())))
+        self._curves()
         write_report(
             self.run,
             routing="\n\n".join(table(stage.game) for stage in self.plan.recipe.stages),

@@ -74,7 +74,7 @@ def build_encoder(
     first_norm: bool = True,
     activation: str = "relu",
     kernel: int = 5,
-    min_size: int = 4,
+    min_size: int | None = None,
     hidden: int = 0,
     spectral: bool = False,
     classes: int | None = None,
@@ -87,7 +87,9 @@ def build_encoder(
         depth: MLP only: number of hidden layers of `width` units; the image's size decides for conv.
         max_width: conv only: most channels of any convolution. None: 256, or `width` if that is more.
         hidden: units of one more fully connected block before the head; 0 for none.
-        kernel, min_size: conv only.
+        kernel: conv only.
+        min_size: conv only: the side at which halving stops. None: 4, or 2 for images smaller than 16, whose networks
+            would otherwise have a single convolution.
         norm, first_norm, activation, spectral, classes: as in `ConvEncoder` and `MLP`. `classes` is not taken from
             the Spec: a recipe may leave labels out.
 
@@ -120,7 +122,7 @@ def build_encoder(
         first_norm=first_norm,
         activation=activation,
         kernel=kernel,
-        min_size=min_size,
+        min_size=_min_size(min_size, spec),
         hidden=hidden,
         spectral=spectral,
         classes=classes,
@@ -139,7 +141,7 @@ def build_decoder(
     norm: str = "none",
     activation: str = "relu",
     kernel: int = 5,
-    min_size: int = 4,
+    min_size: int | None = None,
     hidden: int = 0,
     spectral: bool = False,
     classes: int | None = None,
@@ -177,7 +179,7 @@ def build_decoder(
         norm=norm,
         activation=activation,
         kernel=kernel,
-        min_size=min_size,
+        min_size=_min_size(min_size, spec),
         hidden=hidden,
         spectral=spectral,
         classes=classes,
@@ -195,7 +197,7 @@ def build_discriminator(
     first_norm: bool = False,
     activation: str = "leaky",
     kernel: int = 5,
-    min_size: int = 4,
+    min_size: int | None = None,
     hidden: int = 0,
     spectral: bool = False,
     classes: int | None = None,
@@ -232,6 +234,12 @@ def _convolves(arch: str, spec: Spec) -> bool:
     if arch not in ARCHS:
         raise unknown("arch", arch, ARCHS)
     return arch == "conv" and spec.kind == "image"
+
+
+def _min_size(min_size: int | None, spec: Spec) -> int:
+    if min_size is not None:
+        return min_size
+    return 4 if max(spec.shape[1:]) >= 16 else 2
 
 
 def _hidden_units(width: int | None, depth: int) -> tuple[int, ...]:

@@ -23,13 +23,15 @@ Routing:
 `adversarial_decoder` is E log(1 - Dis(x̃)) + E log(1 - Dis(x_p)), the part of L_GAN that the decoder reaches;
 `adversarial_discriminator` is -L_GAN. `--adversarial non-saturating` replaces the decoder's part by -E log Dis.
 
-Dis_l is taken before normalisation, as in the released code. γ multiplies a sum over the layer: with twice the
-features the same γ weighs twice as much.
+Dis_l is taken before normalisation, as in the released code. The paper's unit variance belongs to its layer of
+16,384 features; a sum over fewer would let the KL win and the codes say nothing. So the variance is
+(features / 16,384) unless `--feature-std` gives it: the layer as a whole says as much at every size.
 
 Presets: `vae-gan-released` is what the released scripts do: the discriminator sees real images and prior samples but
 no reconstructions, the players rest by the equilibrium rule, γ = 1e-5 / (1 - 1e-5), and the rate decays.
 
-Deviations: DEVIATIONS
+Deviations: networks size themselves to the data (the paper's are for 64×64 faces) and have one fully connected layer
+of `hidden` units instead of 512 to 2048; γ is tuned for them.
 """
 
 from __future__ import annotations
@@ -53,6 +55,10 @@ from twofold.terms.adversarial import bce_fake, bce_real
 from twofold.terms.matching import feature_reconstruction
 
 
+PAPER_FEATURES = 256 * 8 * 8
+"""Features in the paper's layer l, for 64×64 images."""
+
+
 @dataclass(frozen=True)
 class Config:
     latent: int = option(32, "size of the code z")
@@ -60,7 +66,9 @@ class Config:
     feature_layer: int | None = option(
         None, "l: the discriminator's block whose output is compared, counted from 1; none: the last but two"
     )
-    feature_std: float = option(1.0, "standard deviation of the Normal on the layer; smaller asks for closer x̃")
+    feature_std: float | None = option(
+        None, "standard deviation of the Normal on the layer; none: 1 for the paper's layer, less for smaller ones"
+    )
     adversarial: str = option("minimax", "the decoder's adversarial term", choices=("minimax", "non-saturating"))
     see_reconstructions: bool = option(True, "the discriminator sees x̃ beside x and x_p")
     real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
@@ -81,21 +89,34 @@ class Config:
     optimizer: str = option("rmsprop", "optimizer of all players", choices=("adam", "rmsprop"))
     learning_rate: float = option(3e-4, "learning rate of encoder and decoder")
     learning_rate_discriminator: float | None = option(None, "the discriminator's; none: the same")
+    weight_decay: float = option(0.0, "L2 penalty of all players, as the optimizer's weight decay")
     decay: float = option(1.0, "the learning rates are multiplied by this after every decay_examples")
     decay_examples: int = option(16_000, "examples between two decays")
+    decay_floor: float = option(0.0, "the learning rates do not fall below this part of their start")
     clip_norm: float | None = option(None, "largest norm of each network's gradient")
     ema_half_life_examples: float | None = option(None, "sample from an average of the decoder with this half-life")
     conditional: bool = option(False, "condition all three networks on the labels")
 
 
 def released() -> Config:
-    """The released scripts' choices where they differ from the paper's: what Dis sees, the balance rule, γ, decay."""
-    return Config(see_reconstructions=False, equilibrium=True, gamma=1e-5 / (1 - 1e-5), decay=0.75)
+    """The released scripts' choices where they differ from the paper's: what Dis sees, the balance rule, γ = w/(1 - w)
+    with w = 1e-5, the rate 0.025/64 falling by a quarter per epoch of 250 batches to 1e-5, and weight decay."""
+    rate = 0.025 / 64
+    return Config(
+        see_reconstructions=False,
+        equilibrium=True,
+        gamma=1e-5 / (1 - 1e-5),
+        feature_std=1.0,
+        learning_rate=rate,
+        weight_decay=1e-5,
+        decay=0.75,
+        decay_floor=1e-5 / rate,
+    )
 
 
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
-    require(config.feature_std > 0, f"feature_std is {config.feature_std}; it must be above 0")
+    require(config.feature_std is None or config.feature_std > 0, f"feature_std is {config.feature_std}, not above 0")
     require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
     classes = classes_for(spec, config.conditional)
     sizes: dict[str, Any] = {
@@ -146,6 +167,11 @@ def build(config: Config, spec: Spec) -> Recipe:
             return torch.stack([-bce_fake(logits).mean() for logits in fakes(state)]).sum()
         return torch.stack([bce_real(logits).mean() for logits in fakes(state)]).sum()
 
+    def feature_loss(state: State) -> Tensor:
+        features = state["real_features"]
+        variance = features[0].numel() / PAPER_FEATURES if config.feature_std is None else config.feature_std**2
+        return feature_reconstruction(state["rec_features"], features).mean() / variance
+
     decoder_gate: Coefficient = 1.0
     discriminator_gate: Coefficient = 1.0
     if config.equilibrium:
@@ -161,7 +187,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         Term("kl", rate, to={"encoder": 1.0}),
         Term(
             "feature_reconstruction",
-            lambda s: feature_reconstruction(s["rec_features"], s["real_features"]).mean() / config.feature_std**2,
+            feature_loss,
             to={"encoder": 1.0, "decoder": product(config.gamma, decoder_gate)},
         ),
         Term("adversarial_decoder", decoder_loss, to={"decoder": decoder_gate}),
@@ -182,8 +208,8 @@ def build(config: Config, spec: Spec) -> Recipe:
 def _player(config: Config, net: nn.Module, learning_rate: float | None = None, **settings: Any) -> Player:
     rate = learning_rate or config.learning_rate
     optimizer: Any = {
-        "rmsprop": partial(torch.optim.RMSprop, lr=rate),
-        "adam": partial(torch.optim.Adam, lr=rate, betas=(0.5, 0.999)),
+        "rmsprop": partial(torch.optim.RMSprop, lr=rate, weight_decay=config.weight_decay),
+        "adam": partial(torch.optim.Adam, lr=rate, betas=(0.5, 0.999), weight_decay=config.weight_decay),
     }[config.optimizer]
-    decay = Decay(config.decay, config.decay_examples) if config.decay != 1.0 else None
+    decay = Decay(config.decay, config.decay_examples, config.decay_floor) if config.decay != 1.0 else None
     return Player(net, optimizer, lr_factor=decay, clip_norm=config.clip_norm, **settings)
