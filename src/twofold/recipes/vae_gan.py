@@ -54,7 +54,6 @@ from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
 from twofold.terms.matching import feature_reconstruction
 
-
 PAPER_FEATURES = 256 * 8 * 8
 """Features in the paper's layer l, for 64×64 images."""
 
