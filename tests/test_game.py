@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -597,13 +598,38 @@ def test_equal_rows_share_one_backward_and_unused_gradients_are_not_computed(mon
 
     monkeypatch.setattr(torch.Tensor, "backward", counted)
     play(vae(), 1)
-    assert calls == [4, 4]  # the encoder's row has the KL, the decoder's has not
+    assert calls == [8]  # the decoder's row lacks the KL, which does not depend on the decoder
+    calls.clear()
+    play(vae_gan(), 1)
+    assert calls == [4, 4, 6]  # γ differs, and the discriminator's row has nothing of the others
     calls.clear()
     play(vae(beta=0.0), 1)
     assert calls == [8]  # equal rows: one pass for both
     calls.clear()
     play(vqgan(), 1)
     assert calls == [8, 4]
+
+
+def test_a_row_is_not_joined_to_one_whose_further_term_depends_on_its_player():
+    """As in a VAE, but the encoder's further term reaches into the decoder: joining would leak it."""
+    game = vae()
+    terms = [
+        Term("leaky", lambda s: s["x_rec"].square().sum(1).mean(), to={"encoder": 1}),
+        Term("reconstruction", reconstruction, to={"encoder": 1, "decoder": 1}),
+    ]
+    rate = partial(torch.optim.SGD, lr=1.0)
+    players = {n: Player(p.net, rate) for n, p in game.players.items()}
+    game = Game(players, [Phase("autoencoder", vae_rollout, terms)])
+    batch, progress = stream()(), begin(game)
+    state = State(game.nets, batch, 0, 0, torch.Generator().manual_seed(9))
+    state = replace(state, rollout=vae_rollout(state))
+    weights = list(game.nets["decoder"].parameters())
+    expected = torch.autograd.grad(reconstruction(state), weights)
+    before = [w.detach().clone() for w in weights]
+    progress.generator.manual_seed(9)
+    step(game, progress, lambda: batch)
+    for old, new, gradient in zip(before, weights, expected, strict=True):
+        torch.testing.assert_close(old - new.detach(), gradient, rtol=1e-12, atol=1e-14)
 
 
 def test_the_weights_of_a_resting_discriminator_get_no_gradient_work():

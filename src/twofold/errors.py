@@ -22,5 +22,5 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
     """
     names = sorted(allowed)
     near = get_close_matches(given, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {given!r}; {hint}(known: {', '.join(names)})")
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {what} {given!r}{hint} (known: {', '.join(names)})")

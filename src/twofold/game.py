@@ -10,7 +10,7 @@ Policies, each held by a test:
   batch in front of it, but its running statistics (and spectral normalisation's power iteration) are put back.
 - `requires_grad` flags are put back after every play, also after an error.
 - No gradient is computed that nobody uses: parameters of players that cannot move are frozen during the rollout, a
-  backward pass visits one player's parameters only, and players with equal rows share one backward pass.
+  backward pass visits the parameters of its row's players only, and rows share a pass where that changes nothing.
 - Nothing here waits for the device. Exceptions say so where they stand: gates, and `on_nonfinite="skip"`.
 """
 
@@ -354,6 +354,7 @@ def _play(
         return {}
     candidates = {player for term in terms for player in term.to}
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
+    weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
     moved: set[str] = set()
     with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
@@ -366,18 +367,19 @@ def _play(
             state = replace(state, losses=losses)
             weight = _length(part) / _length(batch)
             rows, functions = _rows(terms, state)
-            _backward(game, rows, losses, {term.name: weight * term.every for term in terms})
+            _backward(rows, losses, {term.name: weight * term.every for term in terms}, weights)
             moved |= {player for _, players in rows for player in players}
             for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions).items():
                 values[name] = values[name] + weight * value if name in values else weight * value
         _note_nonfinite(progress, phase, terms, values)
-        gradients = {p: [w.grad for w in game.nets[p].parameters() if w.grad is not None] for p in moved}
-        if reduce is not None:
-            for name in sorted(moved):
-                reduce(gradients[name])
-        if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
-            progress.skipped += 1
-            moved.clear()
+        if reduce is not None or skip_nonfinite:
+            gradients = {p: [w.grad for w in weights[p] if w.grad is not None] for p in sorted(moved)}
+            if reduce is not None:
+                for group in gradients.values():
+                    reduce(group)
+            if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
+                progress.skipped += 1
+                moved.clear()
         _move(game, progress, moved, state, _length(batch))
     return values
 
@@ -420,14 +422,18 @@ def _keeping_buffers(game: Game, certain: set[str], moved: set[str]) -> Iterator
                         buffer.copy_(value)
 
 
-def _rows(terms: Sequence[Term], state: State) -> tuple[list[tuple[list, list[str]]], dict[str, Tensor]]:
-    """Each distinct row [(term, coefficient)] with the players that share it, and the values of function coefficients.
+Row = list[tuple[str, "float | Tensor"]]
+"""One player's objective in one play: (term, coefficient), in the order of the phase's terms."""
+
+
+def _rows(terms: Sequence[Term], state: State) -> tuple[list[tuple[Row, list[str]]], dict[str, Tensor]]:
+    """Each distinct row with the players that share it, and the values of function coefficients.
 
     A player whose coefficients are all the number zero has no row: it sits this play out.
     """
     results: dict[int, float | Tensor] = {}  # one evaluation, and one tensor, per function: equal rows stay equal
     functions: dict[str, Tensor] = {}
-    by_player: dict[str, list[tuple[str, float | Tensor]]] = {}
+    by_player: dict[str, Row] = {}
     for term in terms:
         for player, coefficient in term.to.items():
             if callable(coefficient):
@@ -440,23 +446,83 @@ def _rows(terms: Sequence[Term], state: State) -> tuple[list[tuple[list, list[st
                 value = float(coefficient)
             if isinstance(value, Tensor) or value:
                 by_player.setdefault(player, []).append((term.name, value))
-    rows: dict[tuple, tuple[list, list[str]]] = {}
+    rows: dict[tuple, tuple[Row, list[str]]] = {}
     for player, row in by_player.items():
-        key = tuple((name, id(c) if isinstance(c, Tensor) else c) for name, c in row)
-        rows.setdefault(key, (row, []))[1].append(player)
+        rows.setdefault(_key(row), (row, []))[1].append(player)
     return list(rows.values()), functions
 
 
+def _key(row: Row) -> tuple[tuple[str, float | int], ...]:
+    """A row in a form that can be compared without looking into tensors."""
+    return tuple((name, id(c) if isinstance(c, Tensor) else c) for name, c in row)
+
+
 def _backward(
-    game: Game, rows: list[tuple[list, list[str]]], losses: Mapping[str, Tensor], scales: Mapping[str, float]
+    rows: list[tuple[Row, list[str]]],
+    losses: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    weights: Mapping[str, list[nn.Parameter]],
 ) -> None:
     """Add each row's gradient to its players' `.grad`. `scales` multiplies a term in every row it stands in."""
+    for row, players in rows:
+        if not any(losses[name].requires_grad for name, _ in row):
+            raise ValueError(f"terms {[name for name, _ in row]} do not depend on {players}, which their rows name")
+    rows = _joined(rows, losses, weights)
     for k, (row, players) in enumerate(rows, 1):
         total = sum_of_products([(coefficient * scales[name], losses[name]) for name, coefficient in row])
-        if not total.requires_grad:
-            raise ValueError(f"terms {[name for name, _ in row]} do not depend on {players}, which their rows name")
-        parameters = [w for player in players for w in game.nets[player].parameters() if w.requires_grad]
-        total.backward(inputs=parameters, retain_graph=k < len(rows))
+        total.backward(inputs=[w for player in players for w in weights[player]], retain_graph=k < len(rows))
+
+
+def _joined(
+    rows: list[tuple[Row, list[str]]], losses: Mapping[str, Tensor], weights: Mapping[str, list[nn.Parameter]]
+) -> list[tuple[Row, list[str]]]:
+    """Fewer rows with the same gradients.
+
+    A row that is part of another (a VAE's decoder: reconstruction; its encoder: KL and reconstruction) may share its
+    backward pass if no term it lacks depends on its players. Whether it does is read off the autograd graph of this
+    very play, so the result is exact whatever the rollout did.
+    """
+    order = sorted(rows, key=lambda pair: -len(pair[0]))
+    if len(rows) < 2 or not any(_part_of(b, a) for k, (a, _) in enumerate(order) for b, _ in order[k + 1 :]):
+        return rows
+    owner = {id(w): player for player, own in weights.items() for w in own}
+    reached: dict[str, set[str]] = {}
+    joined: list[tuple[Row, list[str]]] = []
+    for row, players in order:
+        for larger, members in joined:
+            if not _part_of(row, larger):
+                continue
+            for name in {n for n, _ in larger} - {n for n, _ in row}:
+                if name not in reached:
+                    reached[name] = _players_in_graph(losses[name], owner)
+                if reached[name] & set(players):
+                    break
+            else:
+                members.extend(players)
+                break
+        else:
+            joined.append((row, list(players)))
+    return joined
+
+
+def _part_of(row: Row, larger: Row) -> bool:
+    return set(_key(row)) <= set(_key(larger))
+
+
+def _players_in_graph(loss: Tensor, owner: Mapping[int, str]) -> set[str]:
+    """The players among whose parameters the loss's autograd graph ends."""
+    found: set[str] = set()
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = id(getattr(node, "variable", None))
+        if leaf in owner:
+            found.add(owner[leaf])
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
 
 
 def sum_of_products(pairs: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:

@@ -166,6 +166,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` in one indivisible step. Raises `SaveError` if it cannot, leaving what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _saving(path):
         try:
