@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 
 demo: $(STAMP)
 	@rm -rf runs/demo
-	$(BIN)/twofold train vae-gan --data digits --out runs/demo --examples 150000 --seed 0
+	$(BIN)/twofold train vae-gan --data digits --out runs/demo --examples 200000 --seed 0
 	$(BIN)/twofold sample runs/demo -n 64 --seed 0 --out runs/demo/samples.png
 	@echo
 	@echo "Done. Open runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"

@@ -293,7 +293,7 @@ def test_bf16_trains_and_keeps_float32_weights(tmp_path):
 def test_learning_on_real_digits(tmp_path):
     """Negative control beside it: an untrained model reconstructs far worse than a trained one."""
     untrained = train("vae", data="digits", out=tmp_path / "u", examples=64, width=16, hidden=64)
-    trained = train("vae", data="digits", out=tmp_path / "t", examples=15_000, width=16, hidden=64)
+    trained = train("vae", data="digits", out=tmp_path / "t", examples=30_000, width=16, hidden=64, learning_rate=2e-3)
     x = twofold.data.load("digits").test
     from twofold.data import from_model, to_model
 

@@ -587,7 +587,7 @@ def table(game: Game) -> str:
     lines = [["term", *players]]
     for phase in game.phases:
         if len(game.phases) > 1:
-            lines.append([_phase_title(phase)])
+            lines.append([phase_title(phase)])
         for term in phase.terms:
             name = term.name + (f" (every {term.every})" if term.every > 1 else "")
             indent = "  " if len(game.phases) > 1 else ""
@@ -602,7 +602,8 @@ def table(game: Game) -> str:
     )
 
 
-def _phase_title(phase: Phase) -> str:
+def phase_title(phase: Phase) -> str:
+    """ "phase discriminator (5 plays a step)": the phase's name and when it is played."""
     notes = []
     if callable(phase.repeats) or phase.repeats > 1:
         notes.append(f"{_repeats_text(phase)} plays a step")

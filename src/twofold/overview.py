@@ -38,15 +38,21 @@ def show_text(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | N
         lines += [""]
         for player, parameters in describe(stage)["players"].items():
             optimizer = stage.game.players[player].optimizer
-            lines.append(f"  {player:<16}{parameters:>12,} parameters   {_optimizer_text(optimizer)}")
+            lines.append(f"  {player:<16}{parameters:>12,} parameters   {optimizer_text(optimizer)}")
         lines += [""]
     shape = "×".join(map(str, recipe.spec.shape))
     lines.append(f"networks for {recipe.spec.kind}s of {shape}")
     for player, net in recipe.nets.items():
         lines += [f"  {player}: " + str(net).replace("\n", "\n  ")]
     lines += ["", "options"]
-    lines += [f"  --{key.replace('_', '-'):<32}{value}" for key, value in asdict(config).items()]
+    lines += [f"  --{key.replace('_', '-'):<32}{value_text(value)}" for key, value in asdict(config).items()]
     return "\n".join(lines)
+
+
+def value_text(value: Any) -> str:
+    """An option's value as the command line says it: none, yes and no instead of Python's words."""
+    words = {None: "none", True: "yes", False: "no"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
@@ -54,7 +60,7 @@ def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[An
         return recipes.build(name, spec, options)
 
 
-def _optimizer_text(optimizer: Any) -> str:
+def optimizer_text(optimizer: Any) -> str:
     """ "Adam, lr 0.0002, betas (0.5, 0.999)" of a partial of an optimizer class."""
     function = getattr(optimizer, "func", optimizer)
     settings = getattr(optimizer, "keywords", {})

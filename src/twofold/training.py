@@ -25,8 +25,9 @@ from twofold import recipes
 from twofold.data import Batches, Data, from_model, load, to_model
 from twofold.device import autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
-from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, step, table
+from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.model import Model, evaluating, restore
+from twofold.overview import optimizer_text
 from twofold.recipe import Recipe
 from twofold.run import Run, flatten_state, unflatten_state
 
@@ -591,20 +592,20 @@ class _Every:
 
 
 def networks(recipe: Recipe) -> list[dict[str, Any]]:
-    """[{name, parameters, layers}] of every network of the recipe."""
+    """[{name, parameters, optimizer}] of every network of the recipe."""
+    optimizers = {name: p.optimizer for stage in recipe.stages for name, p in stage.game.players.items()}
     return [
-        {"name": name, "parameters": sum(w.numel() for w in net.parameters()), "layers": str(net)}
+        {
+            "name": name,
+            "parameters": sum(w.numel() for w in net.parameters()),
+            "optimizer": optimizer_text(optimizers[name]) if name in optimizers else "not trained",
+        }
         for name, net in recipe.nets.items()
     ]
 
 
 def _phases(stage: Stage) -> str:
-    record = describe(stage)
-    return "\n".join(
-        f"{stage.name}: phase {phase['name']}, {phase['repeats']} plays a step"
-        + (f", every {phase['every']} steps" if phase["every"] > 1 else "")
-        for phase in record["phases"]
-    )
+    return "\n".join(f"stage {stage.name}: {phase_title(phase)}" for phase in stage.game.phases)
 
 
 def command(plan: Plan, out: Path) -> str:
