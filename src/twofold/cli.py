@@ -3,20 +3,24 @@
 argparse rather than a generator of command lines from types: it is imported in milliseconds, its messages can be one
 line, and a recipe's options are known only once the recipe's name has been read.
 
-Exit codes: 0 success, 1 training could not go on, 2 bad usage or bad input (one line on stderr), 130 after Ctrl-C
-with the state saved.
+Exit codes: 0 success, 1 training could not go on (a loss not finite, memory exhausted), 2 bad usage or bad input (one
+line on stderr), 130 after Ctrl-C with the state saved.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
+from unicodedata import category
 
 from twofold import __version__, recipes
 from twofold.errors import InputError, unknown
@@ -25,27 +29,74 @@ from twofold.errors import InputError, unknown
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _print_anything()
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        _flush()
+        return code
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is wrong, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
-    except RuntimeError as error:
-        from twofold.training import TrainingError
+    except OSError as error:
+        # What verbs expect of files they say themselves; here it is a name too long, a device gone, stdout on a full
+        # disk. None of these is a defect of the program.
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 2)
+    except (MemoryError, RuntimeError) as error:
+        return _stopped(error)
 
-        if isinstance(error, TrainingError):
-            return _fail(str(error), 1)
-        raise
+
+def _stopped(error: Exception) -> int:
+    """The exit code of an error that ends training, with its line; any other is raised again."""
+    from twofold.training import TrainingError
+
+    if isinstance(error, TrainingError):
+        return _fail(str(error), 1)
+    # torch.OutOfMemoryError on an accelerator; on the CPU torch has no class of its own for it.
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return _fail("out of memory; use a smaller network or batch, or compute batches in parts (--accumulate)", 1)
+    raise error
 
 
 def _fail(message: str, code: int) -> int:
-    print("twofold: " + " ".join(message.split()), file=sys.stderr)
+    if sys.stderr is not None:  # closed by the caller (`2>&-`); print would take stdout instead
+        with suppress(OSError):  # nobody reads it any more
+            print(f"twofold: {_one_line(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks, and without what could drive a terminal: file names may contain anything."""
+    joined = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in joined)
+
+
+def _print_anything() -> None:
+    """Lets stdout and stderr show what their encoding has no character for as an escape, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by the caller (`>&-`)
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """If stdout cannot be written to any more, sends what is left nowhere, so that exit does not fail once more."""
+    try:
+        _flush()
+    except OSError:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -69,22 +120,58 @@ def _refuse_rest(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
     word = rest[0].partition("=")[0]
     if word.startswith("-"):
         raise unknown("option", word, [flag for flag in flags if flag.startswith("--")])
-    raise InputError(f"{parser.prog}: unexpected {word!r}; see {parser.prog} --help")
+    raise InputError(f"unexpected {word!r}; see {parser.prog} --help")
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`s and which knows no abbreviations."""
+    """An argument parser whose errors are `InputError`s, which knows no abbreviations and takes an option once."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Help, **kwargs})
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        _flush()  # while `main` can still tell a reader that went away from an error
+        super().exit(status, message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = f"value for {action.option_strings[-1]}" if action.option_strings else "command"
+            raise unknown(what, str(value), map(str, action.choices))
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second, different one instead of dropping the first in silence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", {})
+        if given.setdefault(self.dest, values) != values:
+            raise argparse.ArgumentError(self, "given twice, with different values")
+        setattr(namespace, self.dest, values)
+
+
+class _Switch(_Once):
+    """`--name` and `--no-name`. argparse's own differs between Python versions in what it writes into the help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        both = [*option_strings, *(f"--no-{flag[2:]}" for flag in option_strings)]
+        super().__init__(both, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, namespace, not (option_string or "").startswith("--no-"), option_string)
 
 
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=110)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += 2  # argparse forgets that commands are indented under their heading
 
 
 def _parser(words: list[str]) -> argparse.ArgumentParser:
@@ -94,7 +181,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
         epilog="Start with: twofold recipes, then twofold train vae-gan --data digits",
     )
     parser.add_argument("--version", action="version", version=f"twofold {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def verb(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         child = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
@@ -107,73 +194,154 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     shown = verb("show", _show, "print a recipe's routing table, networks and options")
     shown.add_argument("name", metavar="RECIPE", help="a name from `twofold recipes`")
     shown.add_argument("--json", action="store_true", help="as JSON")
-    shown.add_argument("--data", metavar="SOURCE", help="size the networks for this data (default: 28×28 grey images)")
+    shown.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="size the networks for this data (default: 28×28 grey images)"
+    )
+    _data_options(shown)
 
     data = verb("data", _data, "list the built-in data, or say what is found in a source")
-    data.add_argument("source", metavar="SOURCE", nargs="?", help="a built-in name, a folder or a file")
+    data.add_argument("source", type=_path, metavar="SOURCE", nargs="?", help="a built-in name, a folder or a file")
     _data_options(data)
 
     training = verb("train", _train, "train a recipe on data, into a run directory")
     _train_options(training)
-    if words[:1] == ["train"] and (name := next((w for w in words[1:] if not w.startswith("-")), None)):
-        _recipe_options(training, name)
-    elif words[:1] == ["show"] and (name := next((w for w in words[1:] if not w.startswith("-")), None)):
-        _recipe_options(shown, name)
+    chosen = {"train": training, "show": shown}.get(words[0]) if words else None
+    if chosen is not None and (name := _recipe_named(chosen, words[1:])) is not None:
+        _recipe_options(chosen, name)
 
     sample = verb("sample", _sample, "draw samples from a trained run")
     _model_options(sample)
     sample.add_argument("-n", type=_count, default=64, metavar="N", help="how many (default: 64)")
-    sample.add_argument("--label", type=int, metavar="K", help="of this class (conditional models)")
-    sample.add_argument("--out", metavar="FILE", help="a .png grid or an .npz with `samples` (default: in the run)")
+    sample.add_argument("--label", type=_whole, metavar="K", help="of this class (conditional models)")
+    sample.add_argument(
+        "--out", type=_path, metavar="FILE", help="a .png grid or an .npz with `samples` (default: in the run)"
+    )
 
     rec = verb("reconstruct", _reconstruct, "encode and decode examples with a trained run")
     _model_options(rec)
     rec.add_argument("-n", type=_count, default=16, metavar="N", help="how many test examples (default: 16)")
-    rec.add_argument("--data", metavar="SOURCE", help="examples to reconstruct (default: the run's own data)")
-    rec.add_argument("--out", metavar="FILE", help="a .png or an .npz with `x` and `x_rec` (default: in the run)")
+    rec.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="examples to reconstruct (default: the run's own data)"
+    )
+    rec.add_argument(
+        "--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` and `x_rec` (default: in the run)"
+    )
+    _data_options(rec)
 
     between = verb("interpolate", _interpolate, "decode the way from one code to another")
     _model_options(between)
     between.add_argument("-n", type=_count, default=8, metavar="N", help="pairs of codes (default: 8)")
-    between.add_argument("--steps", type=_count, default=8, metavar="K", help="pictures from one to the other")
-    between.add_argument("--path", choices=("slerp", "lerp"), default="slerp", help="great circle or straight line")
-    between.add_argument("--data", metavar="SOURCE", help="between codes of examples instead of codes of the prior")
-    between.add_argument("--label", type=int, metavar="K", help="of this class (conditional models)")
-    between.add_argument("--out", metavar="FILE", help="a .png or an .npz with `x` (default: in the run)")
+    between.add_argument("--steps", type=_count, default=8, metavar="K", help="pictures on the way (default: 8)")
+    between.add_argument(
+        "--path", choices=("slerp", "lerp"), default="slerp", help="great circle (default) or straight line"
+    )
+    between.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="between codes of examples instead of codes of the prior"
+    )
+    between.add_argument("--label", type=_whole, metavar="K", help="of this class (conditional models)")
+    between.add_argument("--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` (default: in the run)")
+    _data_options(between)
     return parser
+
+
+def _recipe_named(parser: argparse.ArgumentParser, words: list[str]) -> str | None:
+    """The recipe among `words`, read before the recipe's own options can be known; None if none is named.
+
+    Raises `InputError` for a name that is no recipe, before anything is said about options it may have had.
+    """
+    values = {
+        flag: 1 if action.nargs is None else int(action.nargs)
+        for action in parser._actions
+        for flag in action.option_strings
+    }
+    names: list[str] = []
+    perhaps_values: list[str] = []
+    skip, after_unknown = 0, False
+    for word in words:
+        if skip:
+            skip -= 1
+        elif word.startswith("-"):
+            # An option that is not known yet is the recipe's, and the next word may be its value.
+            skip, after_unknown = values.get(word, 0), word not in values and "=" not in word
+        else:
+            (perhaps_values if after_unknown else names).append(word)
+            after_unknown = False
+    candidates = [*names, *perhaps_values]
+    known = {entry.name for entry in recipes.ENTRIES}
+    return recipes.find(next((c for c in candidates if c in known), candidates[0])).name if candidates else None
 
 
 # Options.
 
 
+def _whole(text: str) -> int:
+    """A whole number; 1e5 is one too."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        value = float(text)
+        if value.is_integer() and abs(value) < 2**53:  # beyond, the digits that were meant are lost
+            return int(value)
+    raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number")
+
+
 def _count(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+        raise argparse.ArgumentTypeError(f"{_short(text)} is below 1")
     return value
+
+
+def _seed(text: str) -> int:
+    value = _whole(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from 0 to 2^63 - 1")
+    return value
+
+
+def _path(text: str) -> str:
+    if not text:  # an unset variable of a script; it would mean the current folder
+        raise argparse.ArgumentTypeError("is empty")
+    # Reports and hints contain it: no line breaks or terminal codes (Cc), no bytes that are not UTF-8 (Cs).
+    if any(category(c) in ("Cc", "Cs") for c in text):
+        raise argparse.ArgumentTypeError(f"{_short(text)} has bytes that cannot be shown; rename it")
+    return text
+
+
+def _number(text: str) -> float:
+    with suppress(ValueError):
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _size(text: str) -> int | tuple[int, int]:
     height, cross, width = text.lower().partition("x")
-    return (int(height), int(width)) if cross else int(text)
+    try:
+        return (int(height), int(width)) if cross else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a size; give one number or HEIGHTxWIDTH") from None
 
 
-def _number_or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    parse.__name__ = kind.__name__
-    return parse
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else kind(text)
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reading data")
-    group.add_argument("--size", type=_size, metavar="N|HxW", help="resize images to this, keeping their aspect")
-    group.add_argument("--channels", type=int, choices=(1, 3, 4), help="convert images to this many channels")
-    group.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="what float images span")
-    group.add_argument("--labels", metavar="NAME", help="a file of labels, an array's name or a column's name")
-    group.add_argument("--strict", action="store_true", help="refuse broken files instead of skipping them")
-    group.add_argument("--holdout", type=float, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
+    group.add_argument("--size", type=_size, metavar="N|HxW", help="resize images to cover this, keeping their centre")
+    group.add_argument("--channels", type=_whole, choices=(1, 3, 4), help="grey, RGB, or RGB with opacity")
+    group.add_argument(
+        "--range", type=_number, nargs=2, metavar=("LOW", "HIGH"), help="values of black and white (floats: 0 1)"
+    )
+    group.add_argument("--labels", metavar="NAME", help="a file of labels, an array's key or a column's name")
+    group.add_argument("--strict", action="store_true", help="refuse broken files instead of leaving them out")
+    group.add_argument("--holdout", type=_number, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -189,18 +357,34 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="RECIPE", help="a name from `twofold recipes`; its own options: RECIPE --help")
-    parser.add_argument("--data", metavar="SOURCE", required=True, help="a built-in name, a folder or a file")
-    parser.add_argument("--out", metavar="DIR", help="the run directory (default: a fresh one under runs/)")
-    parser.add_argument("--examples", type=_count, default=100_000, metavar="N", help="length in examples seen")
+    parser.usage = "twofold train RECIPE --data SOURCE [--out DIR] [--examples N] [options]"
+    parser.epilog = "Each recipe has options of its own: twofold train RECIPE --help"
+    parser.add_argument("name", metavar="RECIPE", help="a name from `twofold recipes`")
+    parser.add_argument(
+        "--data", type=_path, metavar="SOURCE", required=True, help="a built-in name, a folder or a file"
+    )
+    parser.add_argument("--out", type=_path, metavar="DIR", help="the run directory (default: a fresh one under runs/)")
+    parser.add_argument(
+        "--examples", type=_count, default=100_000, metavar="N", help="length in examples seen (default: 100000)"
+    )
     parser.add_argument("--batch-size", type=_count, default=64, metavar="B", help="examples in a batch (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, data order and noise")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of weights, data order, noise (default: 0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="bf16: autocast")
-    parser.add_argument("--flip", action="store_true", help="mirror images at random")
-    parser.add_argument("--crop", type=int, default=0, metavar="P", help="pad by P pixels and crop back at random")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="bf16: multiply in bfloat16, keep weights in float32 (default: float32)",
+    )
+    parser.add_argument("--flip", action="store_true", help="mirror images left-right at random")
+    parser.add_argument("--crop", type=_whole, default=0, metavar="P", help="move images by up to P pixels at random")
     parser.add_argument("--accumulate", type=_count, default=1, metavar="K", help="compute a batch in K parts")
-    parser.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="when a loss is not finite")
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="when a loss is not finite: stop, or skip that move (default: stop)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and time; write nothing")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the run")
@@ -209,27 +393,27 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _recipe_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Add a flag for each field of the recipe's Config. Flags left out keep their default."""
-    try:
-        entry = recipes.find(name)
-    except InputError:
-        return  # the verb will say so, after the other arguments have been read
+    from twofold.overview import value_text
+
+    entry = recipes.find(name)
     default = recipes.default_config(entry)
+    parser.epilog = None
     group = parser.add_argument_group(f"options of {name}", f"{entry.paper} ({entry.year})")
     for field in fields(default):
-        value = getattr(default, field.name)
-        help = f"{field.metadata.get('help', '')} (default: {'none' if value is None else value})".replace("%", "%%")
+        shown = value_text(getattr(default, field.name))
+        help = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
         common: dict[str, Any] = {"dest": f"option_{field.name}", "default": argparse.SUPPRESS, "help": help}
         flag = f"--{field.name.replace('_', '-')}"
         kinds = str(field.type).replace(" ", "").split("|")
         if "bool" in kinds:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+            group.add_argument(flag, action=_Switch, **common)
             continue
-        kind = {"int": int, "float": float}.get(kinds[0], str)
+        kind: Callable[[str], Any] = {"int": _whole, "float": _number}.get(kinds[0], str)
         if choices := field.metadata.get("choices"):
             group.add_argument(flag, choices=tuple(choices), **common)
         else:
-            parse = _number_or_none(kind) if "None" in kinds else kind
-            group.add_argument(flag, type=parse, metavar=kinds[0].upper(), **common)
+            parse = _or_none(kind) if "None" in kinds else kind
+            group.add_argument(flag, type=parse, metavar={"int": "N", "float": "X"}.get(kinds[0], "TEXT"), **common)
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -237,9 +421,11 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same result")
-    parser.add_argument("--checkpoint", type=int, metavar="N", help="the checkpoint at N examples (default: newest)")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="S", help="the same seed, the same result (default: 0)"
+    )
+    parser.add_argument("--checkpoint", type=_whole, metavar="N", help="the checkpoint at N examples (default: newest)")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps (default: cpu)")
 
 
@@ -268,7 +454,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.data:
         from twofold.data import load
 
-        spec = load(arguments.data).spec
+        spec = load(arguments.data, **_read_options(arguments)).spec
     if arguments.json:
         record = show(arguments.name, spec=spec, options=_chosen(arguments))
         print(json.dumps(record, indent=2, ensure_ascii=False))
@@ -292,7 +478,7 @@ def _data(arguments: argparse.Namespace) -> int:
     from twofold.data import describe, load
 
     for line in describe(load(arguments.source, **_read_options(arguments))):
-        print(line)
+        print(_one_line(line))
     return 0
 
 
@@ -301,9 +487,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from twofold.display import Bar
     from twofold.training import Settings, estimate, prepare, train
 
-    settings = {
-        f.name: getattr(arguments, f.name) for f in fields(Settings)
-    }  # every field of Settings has a flag of its name
+    # Every field of Settings has a flag of its name.
+    settings = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
     common = {
         "data": arguments.data,
         "device": arguments.device,
@@ -319,14 +504,14 @@ def _train(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         resume=arguments.resume,
         tensorboard=arguments.tensorboard,
-        watch=Bar(),
+        watch=Bar(wait=arguments.resume),
         **settings,
         **common,
     )
     assert model.run is not None
     path = model.run.path
     print(f"trained {arguments.name} on {model.examples:,} examples: {path}")
-    print(f"look at {path / 'report.html'}, or: twofold sample {path} -n 64")
+    print(f"look at {path / 'report.html'}, or: twofold sample {shlex.quote(str(path))} -n 64")
     return 0
 
 
@@ -351,21 +536,24 @@ def _load(arguments: argparse.Namespace) -> Any:
 def _sample(arguments: argparse.Namespace) -> int:
     from twofold.using import sample
 
-    print(sample(_load(arguments), arguments.n, seed=arguments.seed, label=arguments.label, out=_out(arguments)))
+    out, model = _out(arguments), _load(arguments)
+    print(sample(model, arguments.n, seed=arguments.seed, label=arguments.label, out=out))
     return 0
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from twofold.using import reconstruct
 
-    print(reconstruct(_load(arguments), arguments.n, data=arguments.data, seed=arguments.seed, out=_out(arguments)))
+    out, model = _out(arguments), _load(arguments)
+    read = _read_options(arguments)
+    print(reconstruct(model, arguments.n, data=arguments.data, data_options=read, seed=arguments.seed, out=out))
     return 0
 
 
 def _interpolate(arguments: argparse.Namespace) -> int:
     from twofold.using import interpolate
 
-    model = _load(arguments)
+    out, model = _out(arguments), _load(arguments)
     print(
         interpolate(
             model,
@@ -373,9 +561,10 @@ def _interpolate(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             path=arguments.path,
             data=arguments.data,
+            data_options=_read_options(arguments),
             label=arguments.label,
             seed=arguments.seed,
-            out=_out(arguments),
+            out=out,
         )
     )
     return 0
@@ -388,6 +577,8 @@ def _out(arguments: argparse.Namespace) -> Path | None:
     path = Path(arguments.out)
     if path.suffix not in (".png", ".npz"):
         raise InputError(f"out is {arguments.out!r}; give a .png (a grid) or an .npz (arrays)")
+    if path.is_dir():
+        raise InputError(f"out is {arguments.out!r}, which is a folder; give a file in it")
     if not path.parent.is_dir():
         raise InputError(f"out is {arguments.out!r}, but there is no folder {str(path.parent)!r}")
     return path

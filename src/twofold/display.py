@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,48 +16,100 @@ NOT_TERMS = ("examples", "seconds", "examples_per_second")
 class Bar:
     """A `Watch` for terminals; where the output is not a terminal it prints a line at each tenth of the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait: bool = False) -> None:
+        """`wait`: say nothing before there is something to tell, as when a run to be resumed may yet be refused."""
         from rich.console import Console
 
+        self.wait = wait
+        self.waiting: Plan | None = None
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
-        self.total = 0
-        self.tenth = 0
+        self.live: Any = None
         self.progress: Any = None
         self.task: Any = None
+        self.total = 0
+        self.tenth = 0
+        self.first: tuple[int, float] | None = None
+        """Examples and seconds at this session's first update: a resumed run does not start at 0."""
 
     def start(self, plan: Plan) -> None:
         self.total = plan.settings.examples
-        if not self.live:
-            return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        if self.wait:
+            self.waiting = plan
+        else:
+            self._open(plan)
+
+    def _open(self, plan: Plan) -> None:
+        self.waiting = None
+        size = "×".join(map(str, plan.recipe.spec.shape))
+        parameters = sum(w.numel() for w in plan.recipe.nets.parameters())
+        self.note(f"{plan.name} on {plan.data.name}: {len(plan.data.train):,} {plan.recipe.spec.kind}s of {size}")
+        self.note(f"{parameters:,} parameters on {plan.device}")
+        for line in plan.data.notes:
+            self.note(f"note: {line}")
+        if self.console.is_interactive:
+            self._start_bar()
+
+    def _start_bar(self) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} examples"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("\n{task.fields[terms]}"),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
+            expand=True,
         )
-        self.task = self.progress.add_task(f"{plan.name} on {plan.data.name}", total=self.total, rate="", terms="")
-        self.progress.start()
+        self.task = self.progress.add_task("", total=self.total, rate="", left="")
+        self.live = Live(self.progress, console=self.console, refresh_per_second=4)
+        self.live.start()
 
     def update(self, examples: int, record: Mapping[str, float]) -> None:
-        terms = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in NOT_TERMS and v is not None)
-        rate = f"{record['examples_per_second']:,.0f}/s" if "examples_per_second" in record else ""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=min(examples, self.total), rate=rate, terms=terms)
+        if self.waiting is not None:
+            self._open(self.waiting)
+        terms = [f"{k} {v:.4g}" for k, v in record.items() if k not in NOT_TERMS and v is not None]
+        rate = f"{record['examples_per_second']:,.0f} examples/s" if "examples_per_second" in record else ""
+        if self.live is not None:
+            self._draw(examples, rate, terms)
         elif 10 * examples // self.total > self.tenth:
             self.tenth = 10 * examples // self.total
-            print(f"{examples:>12,}/{self.total:,} examples  {rate}  {terms}", file=sys.stderr, flush=True)
+            self.note("  ".join([f"{examples:>12,}/{self.total:,} examples", rate, self._left(examples), *terms]))
+        if self.first is None:
+            self.first = examples, time.monotonic()
+
+    def _draw(self, examples: int, rate: str, terms: list[str]) -> None:
+        from rich.columns import Columns
+        from rich.console import Group
+        from rich.text import Text
+
+        # The last record of a run has no rate: the one before stays.
+        fields = {"rate": rate} if rate else {}
+        self.progress.update(self.task, completed=min(examples, self.total), left=self._left(examples), **fields)
+        self.live.update(Group(self.progress, Columns([Text(term) for term in terms], padding=(0, 3))))
+
+    def _left(self, examples: int) -> str:
+        """ "0:04:10 left", by this session's average, pictures and checkpoints included."""
+        if self.first is None or examples <= self.first[0]:
+            return ""
+        pace = (time.monotonic() - self.first[1]) / (examples - self.first[0])
+        minutes, seconds = divmod(round(max(0, self.total - examples) * pace), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
     def note(self, line: str) -> None:
-        self.console.print(line, highlight=False)
+        if self.waiting is not None:
+            self._open(self.waiting)
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        try:
+            if self.live is not None:
+                self.console.print(shown, highlight=False, markup=False, soft_wrap=True)
+            elif sys.stderr is not None:  # closed by the caller; print would take stdout instead
+                print(shown, file=sys.stderr, flush=True)
+        except OSError:
+            # Nobody reads stderr any more (`2>&1 | head`). The run is worth more than its progress lines.
+            self.tenth = 10
 
     def stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

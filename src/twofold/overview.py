@@ -10,6 +10,7 @@ import torch
 
 from twofold import recipes
 from twofold.game import describe, table
+from twofold.recipe import optimizer_text
 from twofold.spec import Spec
 
 EXAMPLE = Spec("image", (1, 28, 28), classes=10, layout="HW")
@@ -58,10 +59,3 @@ def value_text(value: Any) -> str:
 def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         return recipes.build(name, spec, options)
-
-
-def optimizer_text(optimizer: Any) -> str:
-    """ "Adam, lr 0.0002, betas (0.5, 0.999)" of a partial of an optimizer class."""
-    function = getattr(optimizer, "func", optimizer)
-    settings = getattr(optimizer, "keywords", {})
-    return ", ".join([function.__name__, *(f"{key} {value}" for key, value in settings.items())])

@@ -89,3 +89,10 @@ def require(condition: bool, message: str) -> None:
 def has_default(config_field: Any) -> bool:
     """Whether a Config field has a default, as every field of every recipe must."""
     return config_field.default is not MISSING
+
+
+def optimizer_text(optimizer: Any) -> str:
+    """ "Adam, lr 0.0002, betas (0.5, 0.999)" of a partial of an optimizer class."""
+    function = getattr(optimizer, "func", optimizer)
+    settings = getattr(optimizer, "keywords", {})
+    return ", ".join([function.__name__, *(f"{key} {value}" for key, value in settings.items())])

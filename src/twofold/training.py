@@ -27,8 +27,7 @@ from twofold.device import autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.model import Model, evaluating, restore
-from twofold.overview import optimizer_text
-from twofold.recipe import Recipe
+from twofold.recipe import Recipe, optimizer_text
 from twofold.run import Run, flatten_state, unflatten_state
 
 PICTURES = 9

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from twofold.data import Split, from_model, load, raw, to_model
+from twofold.data import Data, Split, from_model, load, raw, to_model
 from twofold.errors import InputError
 from twofold.model import Model
 from twofold.run import write_file
+
+VALUES_LIMIT = 2**29
+"""The largest number of values (pixels, features) in what one call makes: 4 GiB while they are float64."""
 
 
 def sample(
     model: Model, n: int = 64, *, seed: int = 0, label: int | None = None, out: str | Path | None = None
 ) -> Path:
     """Write `n` samples to `out`: a .png grid, or an .npz with `samples` in the data's own layout and range."""
+    _refuse_too_many(model, n)
     x = model.sample(n, seed=seed, labels=label)
     return _write(model, out, f"samples-seed{seed}.png", {"samples": x}, lambda: _grid(model, x))
 
 
-def reconstruct(model: Model, n: int = 16, *, data: Any = None, seed: int = 0, out: str | Path | None = None) -> Path:
+def reconstruct(
+    model: Model,
+    n: int = 16,
+    *,
+    data: Any = None,
+    data_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Path:
     """Write `n` test examples beside their reconstructions: a .png, or an .npz with `x` and `x_rec`.
 
-    `data` None: the data the run was trained on. The examples are drawn with `seed`.
+    `data` None: the data the run was trained on, read as it was then; otherwise read with `data_options`, see
+    `twofold.data.load`. The examples are drawn with `seed`.
     """
     from twofold.pictures import reconstruction_grid
 
-    x, y = _examples(model, data, n, seed)
+    _refuse_unable(model, "reconstruct")
+    x, y = _examples(model, data, data_options, n, seed)
     x_rec = model.reconstruct(x, labels=y)
 
     def picture() -> Any:
@@ -48,21 +63,29 @@ def interpolate(
     steps: int = 8,
     path: str = "slerp",
     data: Any = None,
+    data_options: Mapping[str, Any] | None = None,
     label: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
 ) -> Path:
     """Write `n` ways from one code to another, `steps` pictures each: a .png, or an .npz with `x` (n, steps, …).
 
-    The ends are codes of the prior, or of examples of `data` for a model that can encode.
+    The ends are codes of the prior, or of examples of `data` (read with `data_options`) for a model that can encode; an
+    example's own label goes with it.
     """
+    _refuse_unable(model, "interpolate" if data is None else "encode")
+    _refuse_too_many(model, n * steps)
     if data is None:
+        if data_options:
+            raise _no_data(data_options)
         codes = model.draw_codes(2 * n, seed=seed)
         labels: Any = label
         if label is None and model.recipe.conditional:
             labels = np.arange(n) % (model.spec.classes or 1)
     else:
-        x, y = _examples(model, data, 2 * n, seed)
+        if label is not None:
+            raise InputError("give a label or data, not both: the examples of data have their own labels")
+        x, y = _examples(model, data, data_options, 2 * n, seed)
         codes = model.encode(x, labels=y)
         labels = None if y is None else y[:n]
     x = model.interpolate(codes[:n], codes[n:], steps=steps, path=path, labels=labels)
@@ -76,21 +99,38 @@ def interpolate(
     return _write(model, out, f"interpolations-seed{seed}.png", {"x": x}, picture)
 
 
-def _examples(model: Model, data: Any, n: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _refuse_unable(model: Model, ability: str) -> None:
+    """Before any data is read for what cannot be done with it."""
+    if ability not in model.abilities:
+        raise InputError(f"this model cannot {ability}; it can {', '.join(model.abilities)}")
+
+
+def _refuse_too_many(model: Model, n: int) -> None:
+    if n * model.spec.size > VALUES_LIMIT:
+        raise InputError(
+            f"{n:,} are too many at once; ask for at most {VALUES_LIMIT // model.spec.size:,} and change the seed"
+        )
+
+
+def _examples(
+    model: Model, data: Any, data_options: Mapping[str, Any] | None, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """`n` examples drawn from the test split of `data` in the model's own layout, with labels for a conditional one."""
-    options: dict[str, Any] = {}
     if data is None:
-        record = model.run.config["data"] if model.run else {}
-        data = record.get("source")
-        if data is None:
-            raise InputError("this run was trained on arrays, not on a named source; give data (--data SOURCE)")
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in record.get("options", {}).items()}
-    loaded = load(data, **options)
+        if data_options:
+            raise _no_data(data_options)
+        loaded = _own_data(model)
+    else:
+        loaded = load(data, **(data_options or {}))
     if loaded.spec.shape != model.spec.shape or loaded.spec.kind != model.spec.kind:
         raise InputError(
             f"this model takes {model.spec.kind}s of {model.spec.shape}; {loaded.name} has {loaded.spec.kind}s of "
             f"{loaded.spec.shape}"
         )
+    classes = loaded.spec.classes
+    if model.recipe.conditional and (classes is None or classes > (model.spec.classes or 0)):
+        given = f"{classes} classes" if classes else "no labels"
+        raise InputError(f"this model is conditional on {model.spec.classes} classes; {loaded.name} has {given}")
     split: Split = loaded.test or loaded.train
     if n > len(split):
         raise InputError(f"asked for {n} examples; {loaded.name} has {len(split)}")
@@ -98,6 +138,26 @@ def _examples(model: Model, data: Any, n: int, seed: int) -> tuple[np.ndarray, n
     x = from_model(to_model(split.x[chosen], loaded.spec), model.spec)
     y = split.y[chosen].numpy() if split.y is not None and model.recipe.conditional else None
     return x, y
+
+
+def _no_data(data_options: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"{' and '.join(data_options)} would say how to read data, but no data is given; give it (--data)"
+    )
+
+
+def _own_data(model: Model) -> Data:
+    """The data the run was trained on. Raises `InputError` if it cannot be had again, or is not what it was."""
+    record = model.run.config.get("data", {}) if model.run else {}
+    source = record.get("source")
+    if source is None:
+        raise InputError("this run was trained on arrays, not on a named source; give data (--data SOURCE)")
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.get("options", {}).items()}
+    loaded = load(source, **options)
+    if loaded.fingerprint != record.get("fingerprint"):
+        # What is a test example today may have been trained on then.
+        raise InputError(f"{source} is not what it was when this run was trained; to use it, name it: --data {source}")
+    return loaded
 
 
 def _seen(model: Model, x: np.ndarray) -> torch.Tensor:
