@@ -331,13 +331,15 @@ def test_ctrl_c_saves_and_the_printed_options_go_on_to_the_same_bits(capsys, her
     said, errors = child.communicate(timeout=60)
     assert child.returncode == 130 and said == "" and "Traceback" not in errors
     last = errors.splitlines()[-1]
-    assert re.match(r"twofold: stopped at [\d,]+ of 1,600 examples; the state is saved in ", last)
+    assert re.match(
+        r"twofold: stopped at [\d,]+ of 1,600 examples; the state is saved\. Go on with: twofold train ", last
+    )
     assert Run.open(out).load_checkpoint().examples < 1600
     # The state was saved at the very step that it stopped after.
     assert f"stopped at {Run.open(out).load_checkpoint().examples:,} " in last
-    hint = shlex.split(last[last.index("--resume") :])
-    assert hint == ["--resume", "--out", str(out)]
-    assert main([*words, *hint]) == 0
+    hint = shlex.split(last[last.index("Go on with: twofold ") :])[4:]
+    assert hint[-1] == "--resume" and str(out) in hint
+    assert main(hint) == 0
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     assert_same_weights(out, tmp_path / "whole")
 

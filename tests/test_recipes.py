@@ -325,6 +325,14 @@ def test_names_and_values_that_do_not_exist_are_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("vae", {"learning_rate": -1.0}, "learning_rate is -1.0; it must be above 0"),
+        ("vae", {"learning_rate": float("nan")}, "learning_rate is nan; give a finite number"),
+        ("vae", {"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
+        ("vae", {"ema_half_life_examples": 0.0}, "ema_half_life_examples is 0.0"),
+        ("vae", {"latent": 0}, "latent is 0; it starts at 1"),
+        ("vae", {"hidden": -1}, "hidden is -1; it starts at 0"),
+        ("gan", {"beta1": 1.0}, "beta1 is 1.0; allowed: from 0 to below 1"),
+        ("gan", {"real_label": 1.5}, "real_label is 1.5; allowed: above 0 up to 1"),
         ("vae", {"free_bits_nats": -1.0}, "free_bits_nats is -1.0"),
         ("vae", {"kl_warmup_examples": -1}, "kl_warmup_examples is -1"),
         ("beta-vae", {"beta": 0.0}, "beta is 0.0; it must be above 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 
 import twofold
 from twofold import recipes
+from twofold.cli import _chosen, _parser, _read_options
 from twofold.errors import InputError
 from twofold.model import Model
 from twofold.run import Run
-from twofold.training import Interrupted, Settings, Silent, TrainingError, estimate, prepare, train
+from twofold.training import Interrupted, Settings, Silent, TrainingError, command, estimate, prepare, train
 
 NAMES = [entry.name for entry in recipes.ENTRIES]
 TINY = {"latent": 3, "width": 4, "hidden": 5}
@@ -347,6 +349,49 @@ def test_models_refuse_what_they_cannot_use(tmp_path):
     way = model.interpolate(z[:2], z[2:], steps=4)
     assert np.array_equal(way[:, 0], model.decode(z[:2])) and np.array_equal(way[:, -1], model.decode(z[2:]))
     assert "160 examples seen, can encode, decode, reconstruct, sample" in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("spec", None), ("recipe", 3), ("config", []), ("data", "x"), ("train", None), ("stages", {})],
+)
+def test_a_tampered_record_is_refused(tmp_path, part, value):
+    run("vae", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    if value is None:
+        del record[part]
+    else:
+        record[part] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"'{part}' is not there"):
+        twofold.load(tmp_path / "run")
+    with pytest.raises(InputError, match=f"'{part}' is not there"):
+        run("vae", tmp_path / "run", resume=True)
+
+
+def test_the_printed_command_repeats_the_run(tmp_path):
+    plan = prepare(
+        "vae-gan",
+        data="digits",
+        settings=Settings(batch_size=8, flip=True),
+        data_options={"size": (12, 10), "strict": True},
+        see_reconstructions=False,
+        latent=3,
+        learning_rate_discriminator=1e-3,
+        conditional=True,
+    )
+    words = shlex.split(command(plan, tmp_path / "a run"))
+    arguments, rest = _parser(words[1:]).parse_known_args(words[1:])
+    assert not rest and arguments.out == str(tmp_path / "a run")
+    assert _chosen(arguments) == {
+        "see_reconstructions": False,
+        "latent": 3,
+        "learning_rate_discriminator": 1e-3,
+        "conditional": True,
+    }
+    assert _read_options(arguments) == {"size": (12, 10), "strict": True}
+    assert (arguments.flip, arguments.batch_size, arguments.examples) == (True, 8, 100_000)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "file", "empty"])

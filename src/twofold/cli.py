@@ -504,7 +504,7 @@ def _train(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         resume=arguments.resume,
         tensorboard=arguments.tensorboard,
-        watch=Bar(wait=arguments.resume),
+        watch=Bar(),
         **settings,
         **common,
     )

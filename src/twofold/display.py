@@ -16,12 +16,9 @@ NOT_TERMS = ("examples", "seconds", "examples_per_second")
 class Bar:
     """A `Watch` for terminals; where the output is not a terminal it prints a line at each tenth of the run."""
 
-    def __init__(self, *, wait: bool = False) -> None:
-        """`wait`: say nothing before there is something to tell, as when a run to be resumed may yet be refused."""
+    def __init__(self) -> None:
         from rich.console import Console
 
-        self.wait = wait
-        self.waiting: Plan | None = None
         self.console = Console(stderr=True)
         self.live: Any = None
         self.progress: Any = None
@@ -33,13 +30,6 @@ class Bar:
 
     def start(self, plan: Plan) -> None:
         self.total = plan.settings.examples
-        if self.wait:
-            self.waiting = plan
-        else:
-            self._open(plan)
-
-    def _open(self, plan: Plan) -> None:
-        self.waiting = None
         size = "×".join(map(str, plan.recipe.spec.shape))
         parameters = sum(w.numel() for w in plan.recipe.nets.parameters())
         self.note(f"{plan.name} on {plan.data.name}: {len(plan.data.train):,} {plan.recipe.spec.kind}s of {size}")
@@ -66,8 +56,6 @@ class Bar:
         self.live.start()
 
     def update(self, examples: int, record: Mapping[str, float]) -> None:
-        if self.waiting is not None:
-            self._open(self.waiting)
         terms = [f"{k} {v:.4g}" for k, v in record.items() if k not in NOT_TERMS and v is not None]
         rate = f"{record['examples_per_second']:,.0f} examples/s" if "examples_per_second" in record else ""
         if self.live is not None:
@@ -97,8 +85,6 @@ class Bar:
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
     def note(self, line: str) -> None:
-        if self.waiting is not None:
-            self._open(self.waiting)
         shown = "".join(c if c.isprintable() else "?" for c in line)
         try:
             if self.live is not None:

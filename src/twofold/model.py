@@ -29,18 +29,33 @@ def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu"
     Needs no flags and no data. Raises `InputError` if the directory is not a run or its checkpoint is damaged.
     """
     run = Run.open(path)
-    record = run.config
+    record = record_of(run)
     spec = Spec.from_json(record["spec"])
     saved = run.load_checkpoint(checkpoint)
     with torch.random.fork_rng(devices=[]):
         _, recipe = recipes.build(record["recipe"], spec, record["config"])
-    restore(recipe.nets, saved.tensors["weights"], "weights")
+    restore(recipe.nets, saved.tensors.get("weights", {}), "weights")
     averages = saved.tensors.get("averages", {})
     averaged = {name.partition(".")[0] for name in averages}
-    for name in averaged:
+    for name in sorted(averaged):
+        if name not in recipe.nets:
+            raise InputError(f"the checkpoint's averages do not fit this recipe: it has no network {name!r}")
         own = {k.partition(".")[2]: v for k, v in averages.items() if k.startswith(f"{name}.")}
         restore(recipe.nets[name], own, f"averages of {name}")
     return Model(recipe, recipe.nets.to(torch.device(device)), run=run, examples=saved.examples)
+
+
+RECORD = {"recipe": str, "config": dict, "spec": dict, "data": dict, "train": dict, "stages": list}
+"""What a run's config.json holds, and as what."""
+
+
+def record_of(run: Run) -> dict[str, Any]:
+    """The run's config.json. Raises `InputError` if a part is missing or of another kind than `train` writes."""
+    record = run.config
+    for part, kind in RECORD.items():
+        if not isinstance(record.get(part), kind):
+            raise InputError(f"{run.path / 'config.json'} is not as `twofold train` writes it: {part!r} is not there")
+    return record
 
 
 def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -181,6 +196,8 @@ class Model:
         return self.recipe.abilities[name]
 
     def _generator(self, seed: int) -> torch.Generator:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise InputError(f"seed is {seed!r}; it is a whole number from 0 to 2^63 - 1")
         return torch.Generator(self.device).manual_seed(seed)
 
     def _examples(self, x: Any) -> Tensor:

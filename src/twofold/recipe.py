@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -59,7 +60,29 @@ def configure(default: Any, options: Mapping[str, Any]) -> Any:
         if name not in known:
             raise unknown("option", name, known)
         values[name] = _checked(name, value, known[name].type, known[name].metadata.get("choices", ()))
+        _check_range(name, values[name])
     return type(default)(**values)
+
+
+# Words that stand in many recipes mean the same in all of them, and so does what they allow.
+COUNTS = frozenset(
+    ("latent", "width", "max_width", "depth", "critic_plays", "generator_plays", "penalty_every", "decay_examples")
+)
+POSITIVE = frozenset(
+    ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
+)
+NOT_NEGATIVE = frozenset(("hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    require(math.isfinite(value), f"option {name} is {value}; give a finite number")
+    require(name not in COUNTS or value >= 1, f"{name} is {value}; it starts at 1")
+    require(name not in POSITIVE or value > 0, f"{name} is {value}; it must be above 0")
+    require(name not in NOT_NEGATIVE or value >= 0, f"{name} is {value}; it starts at 0")
+    require(name not in ("beta1", "beta2") or 0 <= value < 1, f"{name} is {value}; allowed: from 0 to below 1")
+    require(name != "real_label" or 0 < value <= 1, f"{name} is {value}; allowed: above 0 up to 1")
 
 
 def _checked(name: str, value: Any, annotation: Any, choices: tuple[str, ...]) -> Any:

@@ -307,8 +307,8 @@ class Run:
         return path
 
     def write_text(self, relative: str, text: str) -> Path:
-        """`write_bytes` of `text` in UTF-8."""
-        return self.write_bytes(relative, text.encode())
+        """`write_bytes` of `text` in UTF-8; what UTF-8 cannot say (bytes of odd file names) is written as escapes."""
+        return self.write_bytes(relative, text.encode("utf-8", "backslashreplace"))
 
     def write_json(self, relative: str, record: Any) -> Path:
         """`write_bytes` of `record` as `json_bytes` writes it."""

@@ -26,7 +26,7 @@ from twofold.data import Batches, Data, from_model, load, to_model
 from twofold.device import autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
-from twofold.model import Model, evaluating, restore
+from twofold.model import Model, evaluating, record_of, restore
 from twofold.recipe import Recipe, optimizer_text
 from twofold.run import Run, flatten_state, unflatten_state
 
@@ -169,14 +169,17 @@ def train(
     """
     settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite)
     plan = prepare(name, data=data, settings=settings, device=device, data_options=data_options, **options)
-    batches(plan)  # refuses a batch larger than the data before anything is written
+    # Refused before anything is written: a batch larger than the data, a tracker that is not there.
+    batches(plan)
+    writer = _tensorboard() if tensorboard else None
     run = _open_run(plan, out, resume)
     watch = watch or Silent()
     with _own_randomness(plan), _stop_requests() as requests:
-        session = _Session(plan, run, watch, requests, tensorboard)
+        session = _Session(plan, run, watch, requests, writer)
+        resumed = session.restore()
         watch.start(plan)
         try:
-            session.play()
+            session.play(resumed)
         finally:
             watch.stop()
     return session.model()
@@ -245,8 +248,9 @@ def _open_run(plan: Plan, out: str | Path | None, resume: bool) -> Run:
             raise InputError("resume needs the run to go on with: give out (--out DIR)")
         if (Path(out) / "config.json").exists():
             run = Run.open(out)
-            _refuse_changes(run.config, plan.record)
-            if run.config["train"]["examples"] != plan.settings.examples:
+            before = record_of(run)
+            _refuse_changes(before, plan.record)
+            if before["train"]["examples"] != plan.settings.examples:
                 run.replace_config(plan.record)
             return run
     return Run.create(out if out is not None else _fresh_directory(plan), plan.record)
@@ -269,8 +273,10 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             before = old[part].get(key)
             if before != value and not (part == "train" and key == "examples"):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
-    if old["data"]["fingerprint"] != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
-        raise InputError(f"this run was started on other data ({old['data']['name']}); use another --out")
+    if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
+        raise InputError(f"this run was started on other data ({old['data'].get('name')}); use another --out")
+    if not isinstance(old["train"].get("examples"), int):
+        raise InputError("this run's config.json does not say how many examples it was planned for")
     if old["train"]["examples"] > new["train"]["examples"]:
         raise InputError(
             f"this run was planned for {old['train']['examples']} examples; resume may raise that, not lower it"
@@ -351,14 +357,14 @@ class _Meter:
 class _Session:
     """One call of `train`: the mutable state of a run while it plays."""
 
-    def __init__(self, plan: Plan, run: Run, watch: Watch, requests: threading.Event, tensorboard: bool):
+    def __init__(self, plan: Plan, run: Run, watch: Watch, requests: threading.Event, writer: Any):
         self.plan, self.run, self.watch, self.requests = plan, run, watch, requests
         self.batches = batches(plan)
         self.averages = nn.ModuleDict()  # of every stage begun so far
         self.stage = 0
         self.progress: Progress | None = None
         self.seconds = 0.0  # of training, in all sessions of the run
-        self.tensorboard = _tensorboard(run) if tensorboard else None
+        self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
         self.meter = _Meter()
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
 
@@ -367,9 +373,10 @@ class _Session:
         """Examples seen in the whole run."""
         return sum(self.plan.lengths[: self.stage]) + (self.progress.examples if self.progress else 0)
 
-    def play(self) -> None:
-        resumed = self._restore()
-        if not resumed:
+    def play(self, resumed: bool) -> None:
+        if resumed:
+            self.watch.note(f"going on from {self.examples:,} examples")
+        else:
             self._enter(0)
             self._pictures()
             self._save()
@@ -430,8 +437,8 @@ class _Session:
                 self._save()
                 self._curves()
                 raise Interrupted(
-                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved in "
-                    f"{self.run.path}. Go on with the same command and --resume --out {shlex.quote(str(self.run.path))}"
+                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved. "
+                    f"Go on with: {command(self.plan, self.run.path)} --resume"
                 )
             last = time.perf_counter()
         self._log(None)
@@ -517,12 +524,18 @@ class _Session:
             state,
         )
 
-    def _restore(self) -> bool:
-        """Continue from the run's newest checkpoint; False if it has none."""
+    def restore(self) -> bool:
+        """Take up the run's newest checkpoint; False if it has none.
+
+        Raises `InputError` if it is damaged: going on from an older one would forget the newer in silence.
+        """
         if not self.run.checkpoints():
             return False
-        saved = self.run.load_checkpoint()
-        restore(self.plan.recipe.nets, saved.tensors["weights"], "weights")
+        try:
+            saved = self.run.load_checkpoint()
+        except InputError as error:
+            raise InputError(f"{error}. To resume from an older checkpoint, remove the damaged one's folder") from None
+        restore(self.plan.recipe.nets, saved.tensors.get("weights", {}), "weights")
         for k in range(saved.state["stage"] + 1):
             self._enter(k)
         assert self.progress is not None
@@ -540,7 +553,6 @@ class _Session:
             setattr(self.progress, name, value)
         self.seconds = saved.state["seconds"]
         self.run.truncate_metrics(saved.examples)
-        self.watch.note(f"going on from {saved.examples:,} examples")
         return True
 
     def _curves(self) -> None:
@@ -608,26 +620,36 @@ def _phases(stage: Stage) -> str:
 
 
 def command(plan: Plan, out: Path) -> str:
-    """The command line that repeats this run."""
+    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it)."""
     words = ["twofold", "train", plan.name, "--data", plan.data_record["source"] or "YOUR_DATA", "--out", str(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
-    for name, value in {**asdict(plan.config), **asdict(plan.settings), **plan.data_record["options"]}.items():
-        if name in defaults and value == defaults[name] and name not in ("examples", "batch_size", "seed"):
-            continue
-        if value is None or value is False:
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    always = ("examples", "batch_size", "seed")
+    for name, value in {**asdict(plan.config), **asdict(plan.settings)}.items():
+        if value != defaults[name] or name in always:
+            words += _flag(name, value)
+    for name, value in plan.data_record["options"].items():
+        if value is not None and value is not False:
+            words += _flag("range" if name == "value_range" else name, value)
     return shlex.join(words)
 
 
-def _tensorboard(run: Run) -> Any:
+def _flag(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if name == "size" and isinstance(value, list):
+        return ["--size", "x".join(map(str, value))]
+    values = value if isinstance(value, list) else ["none" if value is None else value]
+    return [f"--{flag}", *map(str, values)]
+
+
+def _tensorboard() -> Any:
+    """TensorBoard's writer class. Raises `InputError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("TensorBoard is not installed; pip install 'twofold[tensorboard]'") from None
-    return SummaryWriter(str(run.path / "tensorboard"))
+    return SummaryWriter
 
 
 def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:

@@ -146,13 +146,20 @@ def _no_data(data_options: Mapping[str, Any]) -> InputError:
     )
 
 
+DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout")
+"""What a run remembers of how its data was read."""
+
+
 def _own_data(model: Model) -> Data:
     """The data the run was trained on. Raises `InputError` if it cannot be had again, or is not what it was."""
     record = model.run.config.get("data", {}) if model.run else {}
     source = record.get("source")
     if source is None:
         raise InputError("this run was trained on arrays, not on a named source; give data (--data SOURCE)")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.get("options", {}).items()}
+    given = record.get("options", {})
+    if not isinstance(given, dict) or set(given) - set(DATA_OPTIONS):
+        raise InputError("this run's config.json does not say how its data was read; give data (--data SOURCE)")
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     loaded = load(source, **options)
     if loaded.fingerprint != record.get("fingerprint"):
         # What is a test example today may have been trained on then.

@@ -90,6 +90,8 @@ ENTRIES = (
 def find(name: str) -> Entry:
     """The entry of that name. Raises `InputError` offering the nearest name."""
     by_name = {entry.name: entry for entry in ENTRIES}
+    if not isinstance(name, str):
+        raise InputError(f"recipe is {name!r}; give a name such as 'vae'")
     if name not in by_name:
         raise unknown("recipe", name, by_name)
     return by_name[name]
