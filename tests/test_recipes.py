@@ -23,7 +23,7 @@ from twofold.spec import Spec
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 VECTOR = Spec("vector", (2,), classes=3, layout="D", dtype="float32")
 SMALL = {"latent": 3, "width": 4, "hidden": 5, "categories": 3, "width_discriminator": 6}
-SMALL_OF = dict.fromkeys(("vq-vae", "vq-vae-paper", "vq-vae-released"), {"width": 16, "width_residual": 8})
+SMALL_OF = {name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")}
 """Four ReLUs without a norm may all be dead."""
 NO_LABELS = ("vq-vae", "vq-vae-paper", "vq-vae-released", "infogan", "infogan-paper")
 """Recipes whose networks take no labels; they have no option `conditional`."""

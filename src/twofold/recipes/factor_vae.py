@@ -66,7 +66,7 @@ from twofold.terms.likelihood import LIKELIHOODS
 class Config:
     gamma: float = option(10.0, "γ: weight of the total correlation; the paper tries 1 to 100")
     latent: int = option(10, "size of the code z")
-    likelihood: str | None = option(None, "p(x|z); none: bernoulli for images, normal for vectors", choices=LIKELIHOODS)
+    likelihood: str = option("normal", "p(x|z); the paper's sprites are binary: bernoulli", choices=LIKELIHOODS)
     likelihood_scale: str = option(
         "scalar",
         "scale of a Normal or Laplace likelihood: fixed to 1, one learned number, or one per value",
@@ -82,7 +82,7 @@ class Config:
     )
     depth: int = option(2, "hidden layers of an MLP")
     hidden: int = option(256, "units of a fully connected layer between convolutions and head; 0: none")
-    norm: str = option("none", "normalisation inside the networks", choices=("batch", "group", "layer", "none"))
+    norm: str = option("batch", "normalisation inside the networks", choices=("batch", "group", "layer", "none"))
     width_discriminator: int = option(256, "units of the discriminator's hidden layers")
     depth_discriminator: int = option(4, "hidden layers of the discriminator")
     learning_rate: float = option(1e-3, "Adam's rate for encoder and decoder")
@@ -96,8 +96,10 @@ def paper() -> Config:
     """Kim & Mnih 2018 on 2D Shapes: γ = 35, batches of 64, 300,000 of them."""
     return Config(
         gamma=35.0,
+        likelihood="bernoulli",
         arch="paper",
         hidden=128,
+        norm="none",
         width_discriminator=1000,
         depth_discriminator=6,
         learning_rate=1e-4,
@@ -107,9 +109,9 @@ def paper() -> Config:
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
+    require(config.depth_discriminator >= 0, f"depth_discriminator is {config.depth_discriminator}; it starts at 0")
     require(config.latent >= 2, f"latent is {config.latent}; a code of one dimension has no correlation to remove")
-    likelihood = config.likelihood or ("bernoulli" if spec.kind == "image" else "normal")
-    config = replace(config, likelihood=likelihood, arch=config.arch if spec.kind == "image" else "mlp")
+    config = replace(config, arch=config.arch if spec.kind == "image" else "mlp")
     networks = paper_networks if config.arch == "paper" else variational_networks
     sizes = (config.width_discriminator,) * config.depth_discriminator
     discriminator = Discriminator(MLP(config.latent, sizes, 1, activation="leaky"))

@@ -262,6 +262,7 @@ def classify(nets: nn.ModuleDict, x: Tensor, *, y: None = None) -> Tensor:
 
 
 def _check(config: Config) -> None:
+    require(config.latent >= 1, f"latent is {config.latent}; there is at least 1 value of noise beside the codes")
     require(config.categories >= 2, f"categories is {config.categories}; a code tells something from 2 values on")
     for name in ("categorical_codes", "continuous_codes"):
         require(getattr(config, name) >= 0, f"{name} is {getattr(config, name)}; it starts at 0")

@@ -120,6 +120,8 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.draws >= 1, f"draws is {config.draws}; it starts at 1")
     require(config.stage_examples >= 0, f"stage_examples is {config.stage_examples}; it starts at 0")
+    require(0 <= config.beta1 < 1, f"beta1 is {config.beta1}; it lies from 0 to below 1")
+    require(config.epsilon > 0, f"epsilon is {config.epsilon}; it must be above 0")
     require(
         not config.binarise or (config.likelihood == "bernoulli" and spec.kind == "image"),
         "binary images go with their own likelihood: use --likelihood bernoulli with --binarise, on images",

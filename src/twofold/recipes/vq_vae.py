@@ -115,6 +115,7 @@ def build(config: Config, spec: Spec) -> Recipe:
     require(config.smoothing > 0, f"smoothing is {config.smoothing}; it must be above 0")
     require(config.restart_examples >= 0, f"restart_examples is {config.restart_examples}; it starts at 0")
     require(config.halvings >= 0, f"halvings is {config.halvings}; it starts at 0")
+    require(config.blocks >= 0, f"blocks is {config.blocks}; it starts at 0")
     require(config.scale > 0, f"scale is {config.scale}; it must be above 0")
     encoder, decoder, places = networks(config, spec)
     averaged = config.codebook == "ema"
@@ -221,7 +222,11 @@ def networks(config: Config, spec: Spec) -> tuple[nn.Module, LikelihoodDecoder, 
         )
         return encoder, LikelihoodDecoder(FromVectors(MLP(size, units, outputs)), likelihood), (config.positions,)
     sizes = [spec.shape[1:]]
-    for _ in range(config.halvings):
+    for done in range(config.halvings):
+        require(
+            max(sizes[-1]) > 1,
+            f"halvings is {config.halvings}; an image of {spec.shape[1]}×{spec.shape[2]} is one place after {done}",
+        )
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
     width = config.width or 64
     inner = config.width_residual or max(1, width // 2)
