@@ -409,6 +409,36 @@ def test_published_routing_of_the_hybrids():
         assert all(set(t["to"]) == {"generator"} for t in g["terms"])
 
 
+def rows(name: str) -> dict[str, dict]:
+    (stage,) = show(name)["stages"]
+    return {term["name"]: term["to"] for phase in stage["phases"] for term in phase["terms"]}
+
+
+def test_published_routing_of_bounds_codes_and_information():
+    """systems-images §1, the rows of IWAE, VQ-VAE and InfoGAN; FactorVAE's follow from its equation 2."""
+    assert rows("iwae") == rows("iwae-paper") == {"importance_bound": {"encoder": 1.0, "decoder": 1.0}}
+    reconstruction = {"encoder": 1.0, "decoder": 1.0}
+    for name, distances in (
+        ("vq-vae", {"encoder": 0.25, "codebook": 1.0}),
+        ("vq-vae-paper", {"encoder": 0.25, "codebook": 1.0}),
+        ("vq-vae-released", {"encoder": 0.25}),
+    ):
+        assert rows(name) == {"quantisation": distances, "reconstruction": reconstruction}
+    for name in ("infogan", "infogan-paper"):
+        assert rows(name) == {
+            "adversarial_discriminator": {"trunk": 1.0, "discriminator": 1.0},
+            "information_discriminator": {"trunk": -1.0, "posterior": -1.0},
+            "adversarial_generator": {"generator": 1.0},
+            "information_generator": {"generator": -1.0},
+        }
+    assert rows("factor-vae") == {
+        "kl": {"encoder": 1.0},
+        "total_correlation": {"encoder": 10.0},
+        "reconstruction": reconstruction,
+        "adversarial_discriminator": {"discriminator": 1.0},
+    }
+
+
 def test_larsens_adversarial_gradients_have_their_signs():
     """Minimax: d/dlogit of the decoder's term is -D on both kinds of fakes; the discriminator's is +D there."""
     recipe = build("vae-gan")
