@@ -991,3 +991,46 @@ def test_describe_is_plain_data():
     gates = Equilibrium(real=lambda s: s["real"], fake=lambda s: s["fake"])
     terms = describe(Stage("main", vae_gan(gates=gates)))["phases"][0]["terms"]
     assert terms[1]["to"]["decoder"] == "0.1·gate_dec" and terms[2]["to"]["discriminator"] == "gate_dis"
+
+
+# Measures.
+
+
+def measured_game(**changes) -> Game:
+    net, critic = mlp(3, 4, 2, seed=1), mlp(3, 4, 1, seed=2)
+    phase = Phase(
+        "all",
+        lambda s: {"z": s.nets["net"](s.batch["x"]), "logits": s.nets["critic"](s.batch["x"])},
+        (
+            Term("distance", lambda s: s["z"].square().mean(), to={"net": 1.0}),
+            Term("adversarial", lambda s: bce(s["logits"], 1.0), to={"critic": 1.0}),
+        ),
+        **changes,
+    )
+    return Game({"net": Player(net, SGD), "critic": Player(critic, SGD)}, [phase])
+
+
+def test_measures_are_returned_and_train_nobody():
+    """The networks move bit for bit as without them, and what comes back has no graph."""
+    watched = measured_game(measures={"largest": lambda s: s["z"].abs().max(), "mean": lambda s: s["z"].mean()})
+    plain = measured_game()
+    draw, again = stream(), stream()
+    one, two = begin(watched), begin(plain)
+    for _ in range(3):
+        values, others = step(watched, one, draw), step(plain, two, again)
+        assert set(values) == {"distance", "adversarial", "largest", "mean"} == set(others) | {"largest", "mean"}
+        assert not any(v.requires_grad for v in values.values())
+    assert same(copied_bytes(watched.nets), copied_bytes(plain.nets))
+
+
+def test_measures_of_parts_are_averaged():
+    game = measured_game(measures={"mean": lambda s: s["z"].mean()})
+    batch = stream()()
+    expected = game.nets["net"](batch["x"]).mean()
+    value = step(game, begin(game), lambda: batch, accumulate=3)["mean"]
+    torch.testing.assert_close(value, expected.detach())
+
+
+def test_a_measure_has_a_name_of_its_own():
+    with pytest.raises(ValueError, match=r"term names \['distance'\] stand more than once"):
+        measured_game(measures={"distance": lambda s: s["z"].mean()})

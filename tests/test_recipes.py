@@ -22,7 +22,11 @@ from twofold.spec import Spec
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 VECTOR = Spec("vector", (2,), classes=3, layout="D", dtype="float32")
-SMALL = {"latent": 3, "width": 4, "hidden": 5}
+SMALL = {"latent": 3, "width": 4, "hidden": 5, "categories": 3, "width_discriminator": 6}
+SMALL_OF = {name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")}
+"""Four ReLUs without a norm may all be dead."""
+NO_LABELS = ("vq-vae", "vq-vae-paper", "vq-vae-released", "infogan", "infogan-paper")
+"""Recipes whose networks take no labels; they have no option `conditional`."""
 NAMES = [entry.name for entry in recipes.ENTRIES]
 HYBRIDS = ["vae-gan", "vae-gan-released"]
 
@@ -30,7 +34,8 @@ HYBRIDS = ["vae-gan", "vae-gan-released"]
 def build(name: str, spec: Spec = IMAGE, **options):
     torch.manual_seed(0)
     known = {f.name for f in fields(recipes.default_config(recipes.find(name)))}
-    return recipes.build(name, spec, {k: v for k, v in SMALL.items() if k in known} | options)[1]
+    small = SMALL | SMALL_OF.get(name, {})
+    return recipes.build(name, spec, {k: v for k, v in small.items() if k in known} | options)[1]
 
 
 def batch_for(spec: Spec, n: int = 8, seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
@@ -152,14 +157,14 @@ def test_players_that_are_not_due_keep_their_bytes(name):
     batch = batch_for(IMAGE)
     for phase in game.phases:
         others = [replace(p, every=1 if p is phase else 2) for p in game.phases]
-        alone = Game(game.players, others)
+        alone = Game(game.players, others, frozen=game.frozen, memory=game.memory)
         progress = begin(alone)
         step(alone, progress, lambda: batch)
         before = {k: v.clone() for k, v in game.nets.state_dict().items()}
         step(alone, progress, lambda: batch)
         moving = {p for term in phase.terms for p in term.to}
         moved = {k.partition(".")[0] for k, v in game.nets.state_dict().items() if not torch.equal(v, before[k])}
-        assert moved == moving
+        assert moved - set(game.memory) == moving
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
@@ -222,20 +227,40 @@ def test_claimed_abilities_are_those_of_the_model_and_work(name):
     z = model.draw_codes(5)
     assert model.decode(z).shape == x.shape
     assert np.array_equal(model.decode(z), model.sample(5))
+    assert z.shape[1] >= 3
     assert model.interpolate(z[:2], z[2:4], steps=3).shape == (2, 3, 8, 8)
     if "encode" in claimed:
         codes = model.encode(x)
-        assert codes.shape == (5, 3) and codes.dtype == np.float32
+        assert codes.shape == z.shape and codes.dtype == np.float32
         assert np.array_equal(model.reconstruct(x), model.decode(codes))
     else:
         with pytest.raises(InputError, match="this model cannot encode; it can"):
             model.encode(x)
+    if "classify" in claimed:
+        probabilities = model.classify(x)
+        assert probabilities.shape == (5, 3) and np.allclose(probabilities.sum(1), 1, atol=1e-6)
     if "elbo" in claimed:
         bound = model.elbo(x)
         assert set(bound) == {"rate_nats", "distortion_nats"} and (bound["rate_nats"] >= 0).all()
+    if "iw_bound" in claimed:
+        bounds = np.stack([model.log_prob(x, k=50, seed=s)["log_prob_nats"] for s in range(8)])
+        assert bounds.shape == (8, 5) and np.isfinite(bounds).all()
+        one = np.stack([model.log_prob(x, k=1, seed=s)["log_prob_nats"] for s in range(8)])
+        assert one.mean() < bounds.mean()
+        assert np.array_equal(bounds[0], model.log_prob(x, k=50)["log_prob_nats"])
+        for k in (0, True, 2.0):
+            with pytest.raises(InputError, match="k is"):
+                model.log_prob(x, k=k)
+    else:
+        with pytest.raises(InputError, match="this model cannot iw_bound"):
+            model.log_prob(x)
 
 
-@pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [case for case in CASES if case[0] not in NO_LABELS],
+    ids=[i for i in IDS if i.rpartition("-")[0] not in NO_LABELS],
+)
 def test_conditional_versions_listen_to_the_label(name, spec):
     recipe = build(name, spec, conditional=True)
     game = recipe.stages[0].game
@@ -262,11 +287,19 @@ def test_conditional_versions_listen_to_the_label(name, spec):
         build(name, replace(spec, classes=None), conditional=True)
 
 
+def test_recipes_without_labels_are_those_listed():
+    without = {n for n in NAMES if "conditional" not in asdict(recipes.default_config(recipes.find(n)))}
+    assert without == set(NO_LABELS)
+    for name in NO_LABELS:
+        with pytest.raises(InputError, match="unknown option 'conditional'"):
+            build(name, conditional=True)
+
+
 SHAPES = [(1, 8, 8), (2, 9, 13), (3, 17, 8), (4, 28, 28), (3, 8, 256), (1, 64, 40), (3, 5, 5), (1, 256, 256)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["vae", "wgan-gp", "dcgan", "vae-gan"])
+@pytest.mark.parametrize("name", ["vae", "wgan-gp", "dcgan", "vae-gan", "vq-vae", "infogan", "factor-vae"])
 def test_networks_size_themselves_to_the_data(name, shape):
     spec = Spec("image", shape, layout="CHW")
     recipe = build(name, spec)
@@ -382,6 +415,36 @@ def test_published_routing_of_the_hybrids():
         assert d["repeats"] == critic and g["repeats"] == 1
         assert all(set(t["to"]) == {"discriminator"} for t in d["terms"])
         assert all(set(t["to"]) == {"generator"} for t in g["terms"])
+
+
+def rows(name: str) -> dict[str, dict]:
+    (stage,) = show(name)["stages"]
+    return {term["name"]: term["to"] for phase in stage["phases"] for term in phase["terms"]}
+
+
+def test_published_routing_of_bounds_codes_and_information():
+    """systems-images §1, the rows of IWAE, VQ-VAE and InfoGAN; FactorVAE's follow from its equation 2."""
+    assert rows("iwae") == rows("iwae-paper") == {"importance_bound": {"encoder": 1.0, "decoder": 1.0}}
+    reconstruction = {"encoder": 1.0, "decoder": 1.0}
+    for name, distances in (
+        ("vq-vae", {"encoder": 0.25, "codebook": 1.0}),
+        ("vq-vae-paper", {"encoder": 0.25, "codebook": 1.0}),
+        ("vq-vae-released", {"encoder": 0.25}),
+    ):
+        assert rows(name) == {"quantisation": distances, "reconstruction": reconstruction}
+    for name in ("infogan", "infogan-paper"):
+        assert rows(name) == {
+            "adversarial_discriminator": {"trunk": 1.0, "discriminator": 1.0},
+            "information_discriminator": {"trunk": -1.0, "posterior": -1.0},
+            "adversarial_generator": {"generator": 1.0},
+            "information_generator": {"generator": -1.0},
+        }
+    assert rows("factor-vae") == {
+        "kl": {"encoder": 1.0},
+        "total_correlation": {"encoder": 10.0},
+        "reconstruction": reconstruction,
+        "adversarial_discriminator": {"discriminator": 1.0},
+    }
 
 
 def test_larsens_adversarial_gradients_have_their_signs():

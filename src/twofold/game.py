@@ -112,6 +112,8 @@ class Phase:
     each further play draws a fresh one."""
     every: int = 1
     """The phase is due in every n-th step."""
+    measures: Mapping[str, Callable[[State], Tensor]] = field(default_factory=dict)
+    """Scalars of the rollout that are returned beside the terms' values, without gradient: they train nobody."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def _check_names(game: Game) -> None:
     if repeated := sorted({n for n in phases if phases.count(n) > 1}):
         raise ValueError(f"phase names {repeated} stand more than once; give each phase its own name")
     terms = [term.name for phase in game.phases for term in phase.terms]
+    terms += [name for phase in game.phases for name in phase.measures]
     if repeated := sorted({n for n in terms if terms.count(n) > 1}):
         raise ValueError(f"term names {repeated} stand more than once; give each term its own name")
 
@@ -284,8 +287,8 @@ def step(
         reduce: averages the gradients of one play over processes, in place.
 
     Returns:
-        A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), and
-        for each coefficient that is a function, under "term → player".
+        A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), for
+        each coefficient that is a function, under "term → player", and for each measure of the phases.
     """
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}; allowed: 'stop', 'skip'")
@@ -369,7 +372,9 @@ def _play(
             rows, functions = _rows(terms, state)
             _backward(rows, losses, {term.name: weight * term.every for term in terms}, weights)
             moved |= {player for _, players in rows for player in players}
-            for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions).items():
+            with torch.no_grad():
+                measured = {name: measure(state) for name, measure in phase.measures.items()}
+            for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions | measured).items():
                 values[name] = values[name] + weight * value if name in values else weight * value
         _note_nonfinite(progress, phase, terms, values)
         if reduce is not None or skip_nonfinite:

@@ -134,6 +134,20 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     return torch.where(straight, torch.lerp(start, end, where), arc).to(torch.promote_types(a.dtype, b.dtype))
 
 
+def permute_dims(z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Each latent dimension of z (batch, latent) shuffled over the batch on its own: draws from the product of the
+    marginals of q(z) (Kim & Mnih 2018, algorithm 1), exact as the batch grows.
+
+    Raises `InputError` if z is not (batch, latent).
+
+    >>> permute_dims(torch.eye(3)).sum(0)
+    tensor([1., 1., 1.])
+    """
+    if z.dim() != 2:
+        raise InputError(f"z is {tuple(z.shape)}; give (batch, latent)")
+    return z.gather(0, torch.rand(z.shape, generator=generator, device=z.device).argsort(dim=0))
+
+
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     """z_q forwards, exactly; backwards its gradient goes to z unchanged and none to z_q (van den Oord et al. 2017).
 

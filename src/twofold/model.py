@@ -86,7 +86,8 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 
 class Model:
-    """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`, `elbo`.
+    """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
+    `classify`, `elbo`, `log_prob`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -137,12 +138,17 @@ class Model:
     def draw_codes(self, n: int, *, seed: int = 0) -> np.ndarray:
         """`n` codes from the prior, (n, latent)."""
         prior, generator = self._ability("prior"), self._generator(seed)
-        draws = [prior(self.nets, BLOCK, generator=generator).cpu() for _ in range(0, n, BLOCK)]
+        with evaluating(self.nets):
+            draws = [prior(self.nets, BLOCK, generator=generator).cpu() for _ in range(0, n, BLOCK)]
         return torch.cat(draws)[:n].numpy()
 
     def encode(self, x: Any, *, labels: Any = None) -> np.ndarray:
         """Codes (n, latent) of examples in the data's layout: the posterior's mean where there is a posterior."""
         return self._map("encode", self._examples(x), labels).numpy()
+
+    def classify(self, x: Any) -> np.ndarray:
+        """Probabilities (n, classes) of examples in the data's layout; of clusters where no labels were used."""
+        return self._map("classify", self._examples(x), None).numpy()
 
     def decode(self, z: Any, *, labels: Any = None) -> np.ndarray:
         """Examples in the data's layout from codes (n, latent)."""
@@ -175,16 +181,30 @@ class Model:
 
     def elbo(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
-        ability, generator = self._ability("elbo"), self._generator(seed)
+        return self._score("elbo", x, seed, labels)
+
+    def log_prob(self, x: Any, *, k: int = 50, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """A lower bound of each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
+
+        The importance-weighted bound from `k` draws of the posterior (Burda et al. 2016): on average the ELBO at
+        k = 1, closer to log p(x) with every draw. Publications use k = 5000; its time grows with k.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InputError(f"k is {k!r}; it is a whole number of draws, at least 1")
+        return self._score("iw_bound", x, seed, labels, k=k)
+
+    def _score(self, name: str, x: Any, seed: int, labels: Any, **options: Any) -> dict[str, np.ndarray]:
+        """The named numbers that an ability gives for each example."""
+        ability, generator = self._ability(name), self._generator(seed)
         examples = self._examples(x)
         y = self._labels(len(examples), labels, generator, required=True)
         parts: list[dict[str, Tensor]] = []
         with evaluating(self.nets):
-            for k in range(0, len(examples), BLOCK):
-                block = examples[k : k + BLOCK].to(self.device)
-                out = ability(self.nets, block, y=_block(y, k, len(block)), generator=generator)
-                parts.append({name: value.float().cpu() for name, value in out.items()})
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+            for start in range(0, len(examples), BLOCK):
+                block = examples[start : start + BLOCK].to(self.device)
+                out = ability(self.nets, block, y=_block(y, start, len(block)), generator=generator, **options)
+                parts.append({key: value.float().cpu() for key, value in out.items()})
+        return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
 
     @property
     def device(self) -> torch.device:

@@ -22,9 +22,12 @@ from twofold.nets.norm import call_together
 from twofold.recipe import Recipe
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss
-from twofold.terms.divergence import free_bits, kl_normal, kl_normal_per_dimension
-from twofold.terms.likelihood import Likelihood, build_likelihood
+from twofold.terms.divergence import free_bits, importance_weighted_bound, kl_normal, kl_normal_per_dimension
+from twofold.terms.likelihood import Likelihood, build_likelihood, normal_nll
 from twofold.terms.penalty import gradient_penalty, r1, r2
+
+DRAWS = 4096
+"""Codes that `iw_bound` decodes at a time."""
 
 
 def labels(batch: Batch, conditional: bool) -> Tensor | None:
@@ -130,6 +133,30 @@ def elbo(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None, generator: 
     return {"rate_nats": kl_normal(mean, log_var), "distortion_nats": likelihood_of(nets).nll(params, x)}
 
 
+def log_weights(
+    nets: nn.ModuleDict, x: Tensor, *, k: int, y: Tensor | None = None, generator: torch.Generator
+) -> Tensor:
+    """log p(x, z_i) - log q(z_i | x) for k draws z_i of q(z|x), (n, k): the importance weights of Burda et al. 2016."""
+    mean, log_var = (v.repeat_interleave(k, 0) for v in split_mean_log_var(nets["encoder"](x, y)))
+    z = sample_normal(mean, log_var, generator=generator)
+    params = nets["decoder"](z, None if y is None else y.repeat_interleave(k, 0))
+    log_likelihood = -likelihood_of(nets).nll(params, x.repeat_interleave(k, 0))
+    log_prior = -normal_nll(torch.zeros_like(z), z)
+    log_posterior = -normal_nll(mean, z, log_std=0.5 * log_var)
+    return (log_likelihood + log_prior - log_posterior).unflatten(0, (len(x), k))
+
+
+def iw_bound(
+    nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None, generator: torch.Generator, k: int
+) -> dict[str, Tensor]:
+    """The importance-weighted bound of log p(x) from k draws of the posterior, in nats of the model's range."""
+    # At most DRAWS codes are decoded at a time, so that k = 5000 fits in memory.
+    size = max(1, DRAWS // len(x))
+    parts = [min(size, k - start) for start in range(0, k, size)]
+    weights = torch.cat([log_weights(nets, x, k=part, y=y, generator=generator) for part in parts], dim=1)
+    return {"log_prob_nats": importance_weighted_bound(weights)}
+
+
 def kl_term(weight: Coefficient, *, free_bits_nats: float = 0.0) -> Term:
     """The row of the KL to N(0, I): it reaches the encoder only."""
     if free_bits_nats < 0:
@@ -141,46 +168,65 @@ def kl_term(weight: Coefficient, *, free_bits_nats: float = 0.0) -> Term:
     return Term("kl", floored if free_bits_nats else rate, to={"encoder": weight})
 
 
-def variational_autoencoder(config: Any, spec: Spec, *, kl: Term) -> Recipe:
-    """Encoder, decoder with a likelihood, and one phase: the given row of the KL beside the reconstruction's.
-
-    `config` has the fields that the Configs of `vae` and `beta-vae` share.
-    """
-    classes = classes_for(spec, config.conditional)
+def variational_networks(config: Any, spec: Spec, *, activation: str = "relu") -> tuple[nn.Module, LikelihoodDecoder]:
+    """Encoder and decoder with its likelihood, as the Configs of `vae`, `beta-vae`, `iwae` and `factor-vae` ask."""
     sizes: dict[str, Any] = {
         "arch": config.arch,
         "width": config.width,
         "depth": config.depth,
         "hidden": config.hidden if convolves(config.arch, spec) else 0,
         "norm": config.norm,
-        "classes": classes,
+        "activation": activation,
+        "classes": classes_for(spec, config.conditional),
     }
-    likelihood = build_likelihood(
-        config.likelihood, bounded=spec.kind == "image", scale=config.likelihood_scale, levels=levels(spec)
-    )
+    likelihood = likelihood_for(config, spec)
     encoder = build_encoder(spec, 2 * config.latent, **sizes)
     decoder = build_decoder(spec, config.latent, outputs=likelihood.outputs(spec.shape[0]), **sizes)
-    adam = partial(torch.optim.Adam, lr=config.learning_rate)
-    game = Game(
-        players={
-            "encoder": Player(encoder, adam, clip_norm=config.clip_norm),
-            "decoder": Player(
-                LikelihoodDecoder(decoder, likelihood),
-                adam,
-                clip_norm=config.clip_norm,
-                ema_half_life_examples=config.ema_half_life_examples,
-            ),
-        },
-        phases=(
-            Phase(
-                "autoencoder",
-                partial(autoencode, conditional=config.conditional),
-                (kl, Term("reconstruction", distortion, to={"encoder": 1.0, "decoder": 1.0})),
-            ),
-        ),
+    return encoder, LikelihoodDecoder(decoder, likelihood)
+
+
+def likelihood_for(config: Any, spec: Spec) -> Likelihood:
+    """The likelihood that the Config's `likelihood` and `likelihood_scale` name, for data that looks like `spec`."""
+    return build_likelihood(
+        config.likelihood, bounded=spec.kind == "image", scale=config.likelihood_scale, levels=levels(spec)
     )
-    abilities = autoencoder_abilities(config.latent, lambda nets, z, y: likelihood_of(nets).mean(nets["decoder"](z, y)))
-    return Recipe((Stage("train", game),), spec, abilities | {"elbo": elbo}, config.conditional)
+
+
+def variational_players(
+    config: Any, encoder: nn.Module, decoder: nn.Module, *, optimizer: Any = None, lr_factor: Any = None
+) -> dict[str, Player]:
+    """Encoder and decoder with Adam at the Config's rate, unless there is another `optimizer`."""
+    adam = optimizer or partial(torch.optim.Adam, lr=config.learning_rate)
+    return {
+        "encoder": Player(encoder, adam, lr_factor, config.clip_norm),
+        "decoder": Player(
+            decoder, adam, lr_factor, config.clip_norm, ema_half_life_examples=config.ema_half_life_examples
+        ),
+    }
+
+
+def reconstruction_term() -> Term:
+    """The row of -log p(x|z): it reaches both."""
+    return Term("reconstruction", distortion, to={"encoder": 1.0, "decoder": 1.0})
+
+
+def variational_abilities(latent: int) -> dict[str, Callable[..., Any]]:
+    """Abilities of an encoder and a decoder with a likelihood, whatever they were trained by."""
+    abilities = autoencoder_abilities(latent, lambda nets, z, y: likelihood_of(nets).mean(nets["decoder"](z, y)))
+    return abilities | {"elbo": elbo, "iw_bound": iw_bound}
+
+
+def variational_autoencoder(config: Any, spec: Spec, *, kl: Term) -> Recipe:
+    """Encoder, decoder with a likelihood, and one phase: the given row of the KL beside the reconstruction's.
+
+    `config` has the fields that the Configs of `vae` and `beta-vae` share.
+    """
+    rollout = partial(autoencode, conditional=config.conditional)
+    game = Game(
+        players=variational_players(config, *variational_networks(config, spec)),
+        phases=(Phase("autoencoder", rollout, (kl, reconstruction_term())),),
+    )
+    return Recipe((Stage("train", game),), spec, variational_abilities(config.latent), config.conditional)
 
 
 # Models with a generator and a discriminator.

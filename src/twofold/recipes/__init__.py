@@ -49,12 +49,32 @@ class Entry:
 
 ENTRIES = (
     Entry(
-        "vae", EXPLICIT, "Kingma & Welling, Auto-Encoding Variational Bayes", 2014, ANY, (*AUTOENCODE, "elbo"),
-        "encoder and decoder by the evidence lower bound", "vae",
+        "vae", EXPLICIT, "Kingma & Welling, Auto-Encoding Variational Bayes", 2014, ANY,
+        (*AUTOENCODE, "elbo", "iw_bound"), "encoder and decoder by the evidence lower bound", "vae",
     ),
     Entry(
         "beta-vae", EXPLICIT, "Higgins et al., beta-VAE: Learning Basic Visual Concepts", 2017, ANY,
-        (*AUTOENCODE, "elbo"), "the VAE with its KL weighted by β, or held at a capacity", "beta_vae",
+        (*AUTOENCODE, "elbo", "iw_bound"), "the VAE with its KL weighted by β, or held at a capacity", "beta_vae",
+    ),
+    Entry(
+        "iwae", EXPLICIT, "Burda et al., Importance Weighted Autoencoders", 2016, ANY,
+        (*AUTOENCODE, "elbo", "iw_bound"), "the VAE's networks by a tighter bound from k draws", "iwae",
+    ),
+    Entry(
+        "iwae-paper", EXPLICIT, "Burda et al., with one stochastic layer on binarised MNIST", 2016, ("image",),
+        (*AUTOENCODE, "elbo", "iw_bound"), "784-200-200-50, tanh, k = 50, rate falling in stages", "iwae", "paper",
+    ),
+    Entry(
+        "vq-vae", EXPLICIT, "van den Oord et al., Neural Discrete Representation Learning", 2017, ANY,
+        (*AUTOENCODE, "elbo"), "codes from a learned codebook, straight-through gradients", "vq_vae",
+    ),
+    Entry(
+        "vq-vae-paper", EXPLICIT, "van den Oord et al., the CIFAR-10 model", 2017, ANY, (*AUTOENCODE, "elbo"),
+        "256 units, 512 codes", "vq_vae", "paper",
+    ),
+    Entry(
+        "vq-vae-released", EXPLICIT, "van den Oord et al., as their released example trains it", 2017, ANY,
+        (*AUTOENCODE, "elbo"), "the codebook as moving averages, 128 units, 512 codes", "vq_vae", "released",
     ),
     Entry(
         "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
@@ -77,12 +97,24 @@ ENTRIES = (
         GENERATE, "the GAN with strided convolutions and BatchNorm", "dcgan",
     ),
     Entry(
+        "infogan", IMPLICIT, "Chen et al., InfoGAN: Interpretable Representation Learning", 2016, ANY,
+        (*GENERATE, "classify"), "a GAN whose examples tell the codes they were made from", "infogan",
+    ),
+    Entry(
+        "infogan-paper", IMPLICIT, "Chen et al., the MNIST model", 2016, ("image",), (*GENERATE, "classify"),
+        "62 noise values, one code of 10 values, two continuous codes", "infogan", "paper",
+    ),
+    Entry(
         "vae-gan", HYBRID, "Larsen et al., Autoencoding beyond pixels using a learned similarity metric", 2016, ANY,
         AUTOENCODE, "a VAE whose likelihood is a layer of the GAN's discriminator", "vae_gan",
     ),
     Entry(
         "vae-gan-released", HYBRID, "Larsen et al., as their released scripts train it", 2016, ANY, AUTOENCODE,
         "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
+    ),
+    Entry(
+        "factor-vae", HYBRID, "Kim & Mnih, Disentangling by Factorising", 2018, ANY,
+        (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),
 )  # fmt: skip
 
