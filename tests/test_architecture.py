@@ -71,8 +71,10 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
 LIGHT = ["__init__.py", "__main__.py", "cli.py", "display.py", "run.py", "errors.py", "spec.py", "report.py"]
 LIGHT += ["recipes/__init__.py", "data/__init__.py", "data/catalogue.py"]
 
-ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {}
-"""(file, word): why this recipe may contain it. None does so far."""
+ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {
+    ("recipes/vq_vae.py", "detach"): "the codebook's moving averages and the nearest code are constants: sg[] of the paper",
+}
+"""(file, word): why this recipe may contain it: stop-gradients that are part of the objective."""
 
 
 @dataclass(frozen=True)

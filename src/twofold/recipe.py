@@ -68,12 +68,12 @@ def configure(default: Any, options: Mapping[str, Any]) -> Any:
 
 # Words that stand in many recipes mean the same in all of them, and so does what they allow.
 COUNTS = frozenset(
-    ("latent", "width", "max_width", "depth", "critic_plays", "generator_plays", "penalty_every", "decay_examples")
+    ("latent", "width", "max_width", "critic_plays", "generator_plays", "penalty_every", "decay_examples")
 )
 POSITIVE = frozenset(
     ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
 )
-NOT_NEGATIVE = frozenset(("hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+NOT_NEGATIVE = frozenset(("depth", "hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
 
 
 def _check_range(name: str, value: Any) -> None:
