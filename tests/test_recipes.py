@@ -22,7 +22,21 @@ from twofold.spec import Spec
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 VECTOR = Spec("vector", (2,), classes=3, layout="D", dtype="float32")
-SMALL = {"latent": 3, "width": 4, "hidden": 5}
+SMALL = {"width": 4, "max_width": 8, "hidden": 5, "code_width": 6, "clusters": 3}
+SMALL_OF = {
+    "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none
+    "aae-paper": {"width": 16},  # four ReLUs without a norm may all be dead
+}
+NO_LABELS = ("aae-clustering", "aae-semi-supervised", "wae-gan", "wae-gan-paper", "wae-mmd")
+"""Recipes whose networks take no labels; they have no option `conditional`."""
+NEED_LABELS = ("aae-semi-supervised",)
+
+
+def latent_for(spec: Spec) -> int:
+    """Some recipes refuse codes that are larger than the data."""
+    return min(3, spec.size)
+
+
 NAMES = [entry.name for entry in recipes.ENTRIES]
 HYBRIDS = ["vae-gan", "vae-gan-released"]
 
@@ -30,7 +44,8 @@ HYBRIDS = ["vae-gan", "vae-gan-released"]
 def build(name: str, spec: Spec = IMAGE, **options):
     torch.manual_seed(0)
     known = {f.name for f in fields(recipes.default_config(recipes.find(name)))}
-    return recipes.build(name, spec, {k: v for k, v in SMALL.items() if k in known} | options)[1]
+    small = SMALL | SMALL_OF.get(name, {}) | {"latent": latent_for(spec)}
+    return recipes.build(name, spec, {k: v for k, v in small.items() if k in known} | options)[1]
 
 
 def batch_for(spec: Spec, n: int = 8, seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
@@ -222,20 +237,28 @@ def test_claimed_abilities_are_those_of_the_model_and_work(name):
     z = model.draw_codes(5)
     assert model.decode(z).shape == x.shape
     assert np.array_equal(model.decode(z), model.sample(5))
+    assert z.shape[1] >= 3
     assert model.interpolate(z[:2], z[2:4], steps=3).shape == (2, 3, 8, 8)
     if "encode" in claimed:
         codes = model.encode(x)
-        assert codes.shape == (5, 3) and codes.dtype == np.float32
+        assert codes.shape == z.shape and codes.dtype == np.float32
         assert np.array_equal(model.reconstruct(x), model.decode(codes))
     else:
         with pytest.raises(InputError, match="this model cannot encode; it can"):
             model.encode(x)
+    if "classify" in claimed:
+        probabilities = model.classify(x)
+        assert probabilities.shape == (5, 3) and np.allclose(probabilities.sum(1), 1, atol=1e-6)
     if "elbo" in claimed:
         bound = model.elbo(x)
         assert set(bound) == {"rate_nats", "distortion_nats"} and (bound["rate_nats"] >= 0).all()
 
 
-@pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [case for case in CASES if case[0] not in NO_LABELS],
+    ids=[i for i in IDS if i.rpartition("-")[0] not in NO_LABELS],
+)
 def test_conditional_versions_listen_to_the_label(name, spec):
     recipe = build(name, spec, conditional=True)
     game = recipe.stages[0].game
@@ -252,7 +275,7 @@ def test_conditional_versions_listen_to_the_label(name, spec):
         model.sample(4, labels=[0, 1])
     if "encode" in recipe.abilities:
         x = model.sample(4, labels=1)
-        assert model.encode(x, labels=[0, 1, 2, 0]).shape == (4, 3)
+        assert model.encode(x, labels=[0, 1, 2, 0]).shape == (4, latent_for(spec))
         with pytest.raises(InputError, match="give labels"):
             model.encode(x)
     plain = build(name, spec)
@@ -260,6 +283,14 @@ def test_conditional_versions_listen_to_the_label(name, spec):
         Model(plain, plain.nets).sample(2, labels=0)
     with pytest.raises(InputError, match="this data has none"):
         build(name, replace(spec, classes=None), conditional=True)
+
+
+def test_recipes_without_labels_are_those_listed():
+    without = {n for n in NAMES if "conditional" not in asdict(recipes.default_config(recipes.find(n)))}
+    assert without == set(NO_LABELS)
+    for name in NO_LABELS:
+        with pytest.raises(InputError, match="unknown option 'conditional'"):
+            build(name, conditional=True)
 
 
 SHAPES = [(1, 8, 8), (2, 9, 13), (3, 17, 8), (4, 28, 28), (3, 8, 256), (1, 64, 40), (3, 5, 5), (1, 256, 256)]
@@ -280,10 +311,10 @@ def test_networks_size_themselves_to_the_data(name, shape):
 @pytest.mark.parametrize("features", [1, 2, 7, 100])
 @pytest.mark.parametrize("name", [n for n in NAMES if "vector" in recipes.find(n).data_kinds])
 def test_vectors_of_any_length(name, features):
-    spec = Spec("vector", (features,), layout="D", dtype="float32")
-    recipe = build(name, spec)
+    spec = Spec("vector", (features,), layout="D", dtype="float32", classes=2 if name in NEED_LABELS else None)
+    recipe = build(name, spec, **({"clusters": None} if name in NEED_LABELS else {}))
     game = recipe.stages[0].game
-    step(game, begin(game), lambda: {"x": torch.randn(4, features)})
+    step(game, begin(game), lambda: {"x": torch.randn(4, features), "y": torch.tensor([0, 1, 1, 0])})
     assert Model(recipe, recipe.nets).sample(3).shape == (3, features)
 
 

@@ -71,7 +71,8 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 
 class Model:
-    """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`, `elbo`.
+    """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
+    `classify`, `elbo`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -128,6 +129,10 @@ class Model:
     def encode(self, x: Any, *, labels: Any = None) -> np.ndarray:
         """Codes (n, latent) of examples in the data's layout: the posterior's mean where there is a posterior."""
         return self._map("encode", self._examples(x), labels).numpy()
+
+    def classify(self, x: Any) -> np.ndarray:
+        """Probabilities (n, classes) of examples in the data's layout; of clusters where no labels were used."""
+        return self._map("classify", self._examples(x), None).numpy()
 
     def decode(self, z: Any, *, labels: Any = None) -> np.ndarray:
         """Examples in the data's layout from codes (n, latent)."""

@@ -12,7 +12,7 @@ from twofold.errors import InputError, unknown
 from twofold.game import Stage
 from twofold.spec import Spec
 
-ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo")
+ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify")
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
@@ -26,6 +26,7 @@ class Recipe:
     - `sample(nets, n, *, y, generator)` → x (n, …)
     - `prior(nets, n, *, generator)` → z (n, latent)
     - `decode(nets, z, *, y)` → x, `encode(nets, x, *, y)` → z, `reconstruct(nets, x, *, y)` → x
+    - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
 
     `y` is None unless the recipe is conditional.
