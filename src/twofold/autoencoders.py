@@ -376,6 +376,16 @@ def feature_row(to: Mapping[str, Coefficient], *, variance: Callable[[int], floa
     return Row(Term("feature_reconstruction", loss, to=to), ("real_features", "rec_features"))
 
 
+PAPER_FEATURES = 256 * 8 * 8
+"""Features in the layer that Larsen et al. 2016 compare, for their 64×64 images."""
+
+
+def feature_variance(std: float | None) -> Callable[[int], float]:
+    """The variance of the Normal on a layer of n features: std², or without it n / 16,384, so that a layer says as
+    much in all as the paper's does at variance 1."""
+    return lambda features: features / PAPER_FEATURES if std is None else std**2
+
+
 # Settings that the family's Configs share.
 
 
@@ -395,18 +405,19 @@ class Training:
         for name, rate in {"learning_rate": self.learning_rate, **self.rates}.items():
             require(rate is None or rate > 0, f"the learning rate of {name} is {rate}; it must be above 0")
 
-    def player(self, name: str, net: nn.Module, *, ema_half_life_examples: float | None = None) -> Player:
+    def player(self, name: str, net: nn.Module, **settings: Any) -> Player:
+        """The player of that name; `settings` are `Player`'s, such as its EMA."""
         rate = self.rates.get(name) or self.learning_rate
         optimizer: Any = {
             "adam": partial(torch.optim.Adam, lr=rate, betas=(self.beta1, self.beta2)),
             "rmsprop": partial(torch.optim.RMSprop, lr=rate),
             "sgd": partial(torch.optim.SGD, lr=rate, momentum=0.9),
         }[self.optimizer]
-        return Player(net, optimizer, clip_norm=self.clip_norm, ema_half_life_examples=ema_half_life_examples)
+        return Player(net, optimizer, clip_norm=self.clip_norm, **settings)
 
 
 def network_sizes(config: Any, spec: Spec) -> dict[str, Any]:
-    """The arguments of `build_encoder` and its like from the Config fields arch, width, max_width, depth and hidden."""
+    """The arguments of `build_encoder` and its like from the Config fields arch, width, depth and hidden."""
     return {
         "arch": config.arch,
         "width": config.width,

@@ -116,6 +116,10 @@ ENTRIES = (
         "wae-mmd", EXPLICIT, "Tolstikhin et al., algorithm 2", 2018, ANY, AUTOENCODE,
         "the same, matched by the maximum mean discrepancy", "wae", "mmd_variant",
     ),
+    Entry(
+        "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
+        (*AUTOENCODE, "elbo"), "match, likelihood, realism and who sees what, each an option", "hybrid",
+    ),
 )  # fmt: skip
 
 
