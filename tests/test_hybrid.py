@@ -76,6 +76,7 @@ def largest_difference(member, composed, spec) -> float:
         ("aae", {"posterior": "normal"}, {"posterior": "normal"}),
         ("aae", {"posterior": "implicit"}, {"posterior": "implicit"}),
         ("aae", {"prior_std": 5.0, "code_weight": 3.0}, {"prior_std": 5.0, "beta": 3.0}),
+        ("aae", {"reconstruction_weight": 0.1}, {"likelihood_weight": 0.1}),
         ("aae", {"prior": "swiss-roll", "latent": 2}, {"prior": "swiss-roll", "latent": 2}),
         ("aae", {"likelihood": "laplace", "real_label": 0.9}, {"likelihood": "laplace", "real_label": 0.9}),
         ("vae-gan", {}, {}),

@@ -32,7 +32,7 @@ from twofold.terms.penalty import gradient_penalty, r1, r2
 POSTERIORS = ("normal", "deterministic", "implicit")
 CODE_PRIORS = ("normal", "uniform", "mixture", "swiss-roll")
 LABELLED_PRIORS = ("mixture", "swiss-roll")
-OPTIMIZERS = ("adam", "rmsprop", "sgd")
+OPTIMIZERS = ("adam", "rmsprop")
 
 
 # Codes.
@@ -411,7 +411,6 @@ class Training:
         optimizer: Any = {
             "adam": partial(torch.optim.Adam, lr=rate, betas=(self.beta1, self.beta2)),
             "rmsprop": partial(torch.optim.RMSprop, lr=rate),
-            "sgd": partial(torch.optim.SGD, lr=rate, momentum=0.9),
         }[self.optimizer]
         return Player(net, optimizer, clip_norm=self.clip_norm, **settings)
 

@@ -94,7 +94,7 @@ ENTRIES = (
     ),
     Entry(
         "aae-paper", HYBRID, "Makhzani et al., with the networks of their likelihood table", 2015, ANY, AUTOENCODE,
-        "two layers of 1,000 units, 8 codes under N(0, 5²), SGD", "aae", "paper",
+        "two layers of 1,000 units, 8 codes under N(0, 5²)", "aae", "paper",
     ),
     Entry(
         "aae-clustering", HYBRID, "Makhzani et al., unsupervised clustering", 2015, ANY, (*AUTOENCODE, "classify"),

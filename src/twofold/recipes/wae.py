@@ -19,7 +19,7 @@ Routing:
       code_adversarial_discriminator        ·        ·                  +1
     phase autoencoder
       reconstruction                       +1       +1                   ·
-      code_adversarial_encoder            +10        ·                   ·
+      code_adversarial_encoder             +1        ·                   ·
 
 With `--divergence mmd` there is one phase: reconstruction as here, and mmd with λ to the encoder.
 
@@ -64,7 +64,7 @@ from twofold.terms.matching import squared_error
 @dataclass(frozen=True)
 class Config:
     divergence: str = option("critic", "D_Z: a discriminator of codes, or MMD", choices=("critic", "mmd"))
-    match_weight: float = option(10.0, "λ: weight of D_Z")
+    match_weight: float = option(1.0, "λ: weight of D_Z")
     kernel: str = option("imq", "the MMD's kernel", choices=KERNELS)
     latent: int | None = option(None, "size of the code z; none: 8, or the data's number of values if that is less")
     posterior: str = option("deterministic", "q(z|x): z = E(x), E(x, ε) or a Normal's draw", choices=POSTERIORS)
@@ -92,7 +92,7 @@ class Config:
 
 def mmd_variant() -> Config:
     """WAE-MMD: algorithm 2."""
-    return Config(divergence="mmd")
+    return Config(divergence="mmd", match_weight=10.0)
 
 
 def paper() -> Config:
