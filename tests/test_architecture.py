@@ -72,7 +72,10 @@ LIGHT = ["__init__.py", "__main__.py", "cli.py", "display.py", "run.py", "errors
 LIGHT += ["recipes/__init__.py", "data/__init__.py", "data/catalogue.py"]
 
 ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {
-    ("recipes/vq_vae.py", "detach"): "the codebook's moving averages and the nearest code are constants: sg[] of the paper",
+    (
+        "recipes/vq_vae.py",
+        "detach",
+    ): "the codebook's moving averages and the nearest code are constants: sg[] of the paper",
 }
 """(file, word): why this recipe may contain it: stop-gradients that are part of the objective."""
 

@@ -22,11 +22,34 @@ from twofold.spec import Spec
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 VECTOR = Spec("vector", (2,), classes=3, layout="D", dtype="float32")
-SMALL = {"latent": 3, "width": 4, "hidden": 5, "categories": 3, "width_discriminator": 6}
-SMALL_OF = {name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")}
-"""Four ReLUs without a norm may all be dead."""
-NO_LABELS = ("vq-vae", "vq-vae-paper", "vq-vae-released", "infogan", "infogan-paper")
+SMALL = {
+    "width": 4,
+    "max_width": 8,
+    "hidden": 5,
+    "code_width": 6,
+    "clusters": 3,
+    "categories": 3,
+    "width_discriminator": 6,
+}
+SMALL_OF = {
+    "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none
+    # Four ReLUs without a norm may all be dead.
+    "aae-paper": {"width": 16},
+    **{name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")},
+}
+NO_LABELS = (
+    *("aae-clustering", "aae-semi-supervised", "wae-gan", "wae-gan-paper", "wae-mmd"),
+    *("vq-vae", "vq-vae-paper", "vq-vae-released", "infogan", "infogan-paper"),
+)
 """Recipes whose networks take no labels; they have no option `conditional`."""
+NEED_LABELS = ("aae-semi-supervised",)
+
+
+def latent_for(spec: Spec) -> int:
+    """Some recipes refuse codes that are larger than the data."""
+    return min(3, spec.size)
+
+
 NAMES = [entry.name for entry in recipes.ENTRIES]
 HYBRIDS = ["vae-gan", "vae-gan-released"]
 
@@ -34,7 +57,7 @@ HYBRIDS = ["vae-gan", "vae-gan-released"]
 def build(name: str, spec: Spec = IMAGE, **options):
     torch.manual_seed(0)
     known = {f.name for f in fields(recipes.default_config(recipes.find(name)))}
-    small = SMALL | SMALL_OF.get(name, {})
+    small = SMALL | SMALL_OF.get(name, {}) | {"latent": latent_for(spec)}
     return recipes.build(name, spec, {k: v for k, v in small.items() if k in known} | options)[1]
 
 
@@ -277,7 +300,7 @@ def test_conditional_versions_listen_to_the_label(name, spec):
         model.sample(4, labels=[0, 1])
     if "encode" in recipe.abilities:
         x = model.sample(4, labels=1)
-        assert model.encode(x, labels=[0, 1, 2, 0]).shape == (4, 3)
+        assert model.encode(x, labels=[0, 1, 2, 0]).shape == (4, latent_for(spec))
         with pytest.raises(InputError, match="give labels"):
             model.encode(x)
     plain = build(name, spec)
@@ -313,10 +336,10 @@ def test_networks_size_themselves_to_the_data(name, shape):
 @pytest.mark.parametrize("features", [1, 2, 7, 100])
 @pytest.mark.parametrize("name", [n for n in NAMES if "vector" in recipes.find(n).data_kinds])
 def test_vectors_of_any_length(name, features):
-    spec = Spec("vector", (features,), layout="D", dtype="float32")
-    recipe = build(name, spec)
+    spec = Spec("vector", (features,), layout="D", dtype="float32", classes=2 if name in NEED_LABELS else None)
+    recipe = build(name, spec, **({"clusters": None} if name in NEED_LABELS else {}))
     game = recipe.stages[0].game
-    step(game, begin(game), lambda: {"x": torch.randn(4, features)})
+    step(game, begin(game), lambda: {"x": torch.randn(4, features), "y": torch.tensor([0, 1, 1, 0])})
     assert Model(recipe, recipe.nets).sample(3).shape == (3, features)
 
 

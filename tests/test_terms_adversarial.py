@@ -16,6 +16,7 @@ from twofold.terms.adversarial import (
     ADVERSARIAL,
     Hinge,
     LeastSquares,
+    LogRatio,
     Minimax,
     NonSaturating,
     Relativistic,
@@ -24,6 +25,9 @@ from twofold.terms.adversarial import (
     bce_fake,
     bce_real,
     build_adversarial,
+    deceive_kinds,
+    discriminate_kinds,
+    how_to_weigh,
     log_ratio_generator,
 )
 
@@ -32,6 +36,8 @@ LOSSES = [
     Minimax(real_label=0.9),
     NonSaturating(),
     NonSaturating(real_label=0.9),
+    LogRatio(),
+    LogRatio(real_label=0.9),
     LeastSquares(),
     LeastSquares(a=-1, b=1, c=0),
     Hinge(),
@@ -68,7 +74,7 @@ def test_value_at_the_optimal_discriminator(m, value):
     by_quadrature = -integrate.trapezoid((p * bce_real(logit) + q * bce_fake(logit)).numpy(), grid.numpy())
     assert by_quadrature == pytest.approx(value, abs=1e-5)
     real, fake = optimal_logit(nodes(0), m), optimal_logit(nodes(m), m)
-    for loss in (Minimax(), NonSaturating()):
+    for loss in (Minimax(), NonSaturating(), LogRatio()):
         assert -loss.discriminator(real, fake).item() == pytest.approx(value, abs=2e-5)
 
 
@@ -103,7 +109,7 @@ def test_label_smoothing_moves_the_optimum_to_the_label():
     (logits,) = tensors([math.log(9.0)])
     bce_real(logits, 0.9).sum().backward()
     assert logits.grad.item() == pytest.approx(0, abs=1e-12)
-    for loss in (Minimax(0.9), NonSaturating(0.9)):
+    for loss in (Minimax(0.9), NonSaturating(0.9), LogRatio(0.9)):
         real, fake = tensors([0.3, -2.0], [1.0])
         expected = (0.9 * bce_real(real) + 0.1 * bce_fake(real)).mean() + bce_fake(fake).mean()
         torch.testing.assert_close(loss.discriminator(real, fake), expected)
@@ -196,7 +202,7 @@ def test_gradient_sizes_are_means_over_the_logits(loss):
     [
         (lambda d: Minimax().generator(d), lambda D: -D),
         (lambda d: NonSaturating().generator(d), lambda D: -(1 - D)),
-        (lambda d: log_ratio_generator(d).mean(), lambda D: -torch.ones_like(D)),
+        (lambda d: LogRatio().generator(d), lambda D: -torch.ones_like(D)),
         (lambda d: Wasserstein().generator(d), lambda D: -torch.ones_like(D)),
         (lambda d: Hinge().generator(d), lambda D: -torch.ones_like(D)),
     ],
@@ -276,6 +282,53 @@ def test_relativistic_losses_need_the_real_logits():
         Relativistic().generator(torch.zeros(3), torch.zeros(2))
 
 
+# ------------------------------------------------------------------------------------------------------ kinds of fakes
+
+
+def test_a_sum_of_kinds_is_the_papers_sum_of_expectations():
+    """Larsen et al. 2016, L_GAN; Rosca et al. 2017, algorithm 1: the real side once, each kind of fake once."""
+    real, rec, fake = tensors([0.3, -1.0], [2.0, 0.1], [-0.7, 0.4])
+    by_hand = -(real.sigmoid().log().mean() + (1 - rec.sigmoid()).log().mean() + (1 - fake.sigmoid()).log().mean())
+    torch.testing.assert_close(discriminate_kinds(LogRatio(), real, [rec, fake], weigh="sum"), by_hand)
+    smooth = discriminate_kinds(NonSaturating(0.9), real, [rec, fake], weigh="sum")
+    torch.testing.assert_close(smooth, bce_real(real, 0.9).mean() + bce_fake(torch.cat([rec, fake])).sum() / 2)
+    torch.testing.assert_close(deceive_kinds(LogRatio(), [rec, fake], weigh="sum"), -(rec + fake).mean())
+
+
+@every_loss
+def test_a_mean_over_kinds_gives_each_an_equal_share(loss):
+    real, rec, fake = tensors([0.3, -1.0], [2.0, 0.1], [-0.7, 0.4])
+    both = (loss.discriminator(real, rec) + loss.discriminator(real, fake)) / 2
+    torch.testing.assert_close(discriminate_kinds(loss, real, [rec, fake]), both)
+    both = (loss.generator(rec, real) + loss.generator(fake, real)) / 2
+    torch.testing.assert_close(deceive_kinds(loss, [rec, fake], real), both)
+    for weigh in ("sum", "mean") if hasattr(loss, "real_label") else ("mean",):
+        one = discriminate_kinds(loss, real, [fake], weigh=weigh), deceive_kinds(loss, [fake], real, weigh=weigh)
+        torch.testing.assert_close(one, (loss.discriminator(real, fake), loss.generator(fake, real)))
+
+
+def test_a_constant_added_to_a_wasserstein_critic_changes_nothing():
+    real, rec, fake = tensors([0.3, -1.0], [2.0, 0.1], [-0.7, 0.4])
+    plain = discriminate_kinds(Wasserstein(), real, [rec, fake])
+    torch.testing.assert_close(discriminate_kinds(Wasserstein(), real + 9, [rec + 9, fake + 9]), plain)
+    slopes = torch.autograd.grad(plain, (real, rec, fake))
+    assert [s.sum().item() for s in slopes] == pytest.approx([-1.0, 0.5, 0.5])
+
+
+def test_how_kinds_are_weighed():
+    assert [how_to_weigh(name) for name in ("minimax", "non-saturating", "log-ratio")] == ["sum"] * 3
+    assert {how_to_weigh(n) for n in set(ADVERSARIAL) - {"minimax", "non-saturating", "log-ratio"}} == {"mean"}
+    assert how_to_weigh("minimax", "mean") == "mean"
+    with pytest.raises(InputError, match="'wasserstein' compares one real .* weigh ½ each"):
+        how_to_weigh("wasserstein", "sum")
+    with pytest.raises(InputError, match="unknown way to weigh kinds of fakes 'max'"):
+        how_to_weigh("hinge", "max")
+    with pytest.raises(ValueError, match="Hinge has no sum"):
+        discriminate_kinds(Hinge(), torch.ones(2), [torch.ones(2)], weigh="sum")
+    with pytest.raises(ValueError, match="no fakes"):
+        deceive_kinds(Hinge(), [])
+
+
 # ------------------------------------------------------------------------------------------------------------ numerics
 
 
@@ -327,10 +380,10 @@ def test_every_name_builds_its_loss():
 def test_bad_choices_are_explained():
     with pytest.raises(InputError, match="unknown adversarial loss 'hinges'; did you mean 'hinge'"):
         build_adversarial("hinges")
-    for name in set(ADVERSARIAL) - {"minimax", "non-saturating"}:
-        with pytest.raises(InputError, match=f"'{name}' has no label to smooth .*minimax, non-saturating"):
+    for name in set(ADVERSARIAL) - {"minimax", "non-saturating", "log-ratio"}:
+        with pytest.raises(InputError, match=f"'{name}' has no label to smooth .*minimax, non-saturating, log-ratio"):
             build_adversarial(name, real_label=0.9)
     for label in (0.0, -1.0, 1.1, math.nan):
-        for kind in (Minimax, NonSaturating):
+        for kind in (Minimax, NonSaturating, LogRatio):
             with pytest.raises(InputError, match="real_label is .*; give a number above 0, at most 1"):
                 kind(real_label=label)

@@ -95,6 +95,51 @@ def prior(
     return torch.rand(batch, latent, generator=generator, device=device, dtype=dtype) * (2 * reach) - reach
 
 
+def petals(
+    batch: int, *, components: int = 10, y: Tensor | None = None, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Codes (batch, 2) from a mixture of Gaussians in the plane, equal in weight, drawn out like petals: component k
+    lies at distance 2 from the origin in direction 2πk / components, with standard deviation 0.5 along that direction
+    and 0.15 across it. The prior of Makhzani et al. 2015, figure 4, for which the paper gives no numbers.
+
+    `y` (batch,) int64 chooses each draw's component; without it all are equally likely.
+
+    >>> petals(3, generator=torch.Generator().manual_seed(0), dtype=torch.float32).shape
+    torch.Size([3, 2])
+    """
+    y = _component(batch, components, y, generator)
+    noise = torch.randn(batch, 2, generator=generator, device=generator.device, dtype=dtype)
+    along, across = 2 + 0.5 * noise[:, 0], 0.15 * noise[:, 1]
+    angle = y.to(dtype) * (2 * math.pi / components)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([along * cos - across * sin, along * sin + across * cos], dim=1)
+
+
+def swiss_roll(
+    batch: int, *, components: int = 10, y: Tensor | None = None, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Codes (batch, 2) on a spiral of two turns from the origin to distance 3 (Makhzani et al. 2015, figure 4), nearly
+    evenly along its length.
+
+    `y` (batch,) int64 chooses one of `components` pieces of equal probability, from the inside outwards.
+    """
+    y = _component(batch, components, y, generator)
+    place = torch.rand(batch, generator=generator, device=generator.device, dtype=dtype)
+    # The length of a spiral grows with the square of its angle: the root spreads the draws evenly along it.
+    turn = ((y.to(dtype) + place) / components).sqrt()
+    angle = 4 * math.pi * turn
+    return 3 * turn[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def _component(batch: int, components: int, y: Tensor | None, generator: torch.Generator) -> Tensor:
+    if components < 1 or (y is not None and y.shape != (batch,)):
+        raise InputError(
+            f"the prior has {components} components and labels {None if y is None else tuple(y.shape)}; "
+            f"give at least 1 component, and no labels or ({batch},)"
+        )
+    return torch.randint(components, (batch,), generator=generator, device=generator.device) if y is None else y
+
+
 def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Codes on the straight line from a (t = 0) to b (t = 1), both exact.
 

@@ -116,6 +116,42 @@ ENTRIES = (
         "factor-vae", HYBRID, "Kim & Mnih, Disentangling by Factorising", 2018, ANY,
         (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),
+    Entry(
+        "alpha-gan", HYBRID, "Rosca et al., Variational Approaches for Auto-Encoding Generative Adversarial Networks",
+        2017, ANY, AUTOENCODE, "a discriminator of data and one of codes in place of likelihood and KL", "alpha_gan",
+    ),
+    Entry(
+        "aae", HYBRID, "Makhzani et al., Adversarial Autoencoders", 2015, ANY, AUTOENCODE,
+        "an autoencoder whose codes follow any prior, by a discriminator of codes", "aae",
+    ),
+    Entry(
+        "aae-paper", HYBRID, "Makhzani et al., with the networks of their likelihood table", 2015, ANY, AUTOENCODE,
+        "two layers of 1,000 units, 8 codes under N(0, 5²)", "aae", "paper",
+    ),
+    Entry(
+        "aae-clustering", HYBRID, "Makhzani et al., unsupervised clustering", 2015, ANY, (*AUTOENCODE, "classify"),
+        "category and style by two discriminators of codes", "aae_categorical",
+    ),
+    Entry(
+        "aae-semi-supervised", HYBRID, "Makhzani et al., classification with few labels", 2015, ANY,
+        (*AUTOENCODE, "classify"), "the same, with some labels known", "aae_categorical", "semi_supervised",
+    ),
+    Entry(
+        "wae-gan", HYBRID, "Tolstikhin et al., Wasserstein Auto-Encoders", 2018, ANY, AUTOENCODE,
+        "transport cost, the aggregated posterior matched by a discriminator", "wae",
+    ),
+    Entry(
+        "wae-gan-paper", HYBRID, "Tolstikhin et al., the widths of their 64×64 networks", 2018, ("image",), AUTOENCODE,
+        "128 to 1,024 channels, 64 codes under N(0, 2)", "wae", "paper",
+    ),
+    Entry(
+        "wae-mmd", EXPLICIT, "Tolstikhin et al., algorithm 2", 2018, ANY, AUTOENCODE,
+        "the same, matched by the maximum mean discrepancy", "wae", "mmd_variant",
+    ),
+    Entry(
+        "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
+        (*AUTOENCODE, "elbo"), "match, likelihood, realism and who sees what, each an option", "hybrid",
+    ),
 )  # fmt: skip
 
 

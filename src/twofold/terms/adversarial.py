@@ -1,8 +1,8 @@
 """Adversarial losses, each a pair: what the discriminator minimises and what the generator minimises.
 
 All take logits (or critic values) before any sigmoid, of any shape, and return the mean over all of them, a scalar: the
-patches of a patch discriminator count as examples. A sum of two kinds of fakes, such as reconstructions and samples in
-a VAE-GAN, is two calls or two elementwise terms: their concatenation gives each kind half the weight.
+patches of a patch discriminator count as examples. Two kinds of fakes, such as a VAE-GAN's reconstructions and samples,
+are for `discriminate_kinds` and `deceive_kinds`, which say what each kind weighs.
 
 Convention: the discriminator is the probability of "real" (or "from the prior" for codes), so that the optimal logit is
 log p_real / p_fake. Everything is finite in value and gradient at ±100.
@@ -10,10 +10,11 @@ log p_real / p_fake. Everything is finite in value and gradient at ±100.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -105,6 +106,26 @@ class NonSaturating:
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         return bce_real(fake).mean()
+
+
+@final
+@dataclass(frozen=True)
+class LogRatio:
+    """Rosca et al. 2017 (α-GAN), algorithm 1: D as in `Minimax`, G minimises log(1 - D) - log D = -logit, whose
+    gradient is -1 at every logit; see `log_ratio_generator`."""
+
+    real_label: float = 1.0
+    """Label of real examples, in (0, 1]; below 1 is one-sided smoothing. The generator is not smoothed."""
+    needs_real: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_real_label(self.real_label)
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return bce_real(real, self.real_label).mean() + bce_fake(fake).mean()
+
+    def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
+        return log_ratio_generator(fake).mean()
 
 
 @final
@@ -206,13 +227,16 @@ class RelativisticAverage:
 ADVERSARIAL: dict[str, Callable[..., AdversarialLoss]] = {
     "minimax": Minimax,
     "non-saturating": NonSaturating,
+    "log-ratio": LogRatio,
     "least-squares": LeastSquares,
     "hinge": Hinge,
     "wasserstein": Wasserstein,
     "relativistic": Relativistic,
     "relativistic-average": RelativisticAverage,
 }
-SMOOTHABLE = ("minimax", "non-saturating")
+SMOOTHABLE = ("minimax", "non-saturating", "log-ratio")
+"""The losses whose discriminator minimises a cross-entropy: they have a label to smooth, and a sum over kinds."""
+WEIGH = ("sum", "mean")
 
 
 def build_adversarial(name: str, *, real_label: float = 1.0) -> AdversarialLoss:
@@ -233,6 +257,58 @@ def build_adversarial(name: str, *, real_label: float = 1.0) -> AdversarialLoss:
             f"leave it at 1 or choose one of: {', '.join(SMOOTHABLE)}"
         )
     return ADVERSARIAL[name]()
+
+
+def how_to_weigh(name: str, weigh: str | None = None) -> str:
+    """How the loss called `name` weighs several kinds of fakes: `weigh`, or if None the papers' "sum" for
+    cross-entropies and "mean" for all others.
+
+    Raises `InputError` for a sum where there is none: what a Wasserstein critic says of real and of generated examples
+    must weigh the same in all, or adding a constant to the critic would change its loss, without bound.
+    """
+    if weigh is None:
+        return "sum" if name in SMOOTHABLE else "mean"
+    if weigh not in WEIGH:
+        raise unknown("way to weigh kinds of fakes", weigh, WEIGH)
+    if weigh == "sum" and name not in SMOOTHABLE:
+        raise InputError(
+            f"adversarial loss {name!r} compares one real with one generated distribution, so its kinds of fakes weigh "
+            f"½ each; choose mean, or one of: {', '.join(SMOOTHABLE)}"
+        )
+    return weigh
+
+
+def discriminate_kinds(loss: AdversarialLoss, real: Tensor, fakes: Sequence[Tensor], *, weigh: str = "mean") -> Tensor:
+    """What a discriminator minimises that meets several kinds of fakes, a scalar.
+
+    "mean": the mean over the kinds of the loss against each, so that the real examples weigh as much as all fakes.
+    "sum", for cross-entropies: the real examples once and every kind once, as in Larsen et al. 2016 (their L_GAN) and
+    Rosca et al. 2017 (algorithm 1). With one kind both are the loss itself.
+
+    >>> discriminate_kinds(Wasserstein(), torch.ones(4), [torch.zeros(4), torch.full((4,), 2.0)])
+    tensor(0.)
+    """
+    _check_kinds(fakes)
+    if weigh == "mean":
+        return torch.stack([loss.discriminator(real, fake) for fake in fakes]).mean()
+    if not isinstance(loss, (Minimax, NonSaturating, LogRatio)):
+        raise ValueError(f"{type(loss).__name__} has no sum over kinds of fakes; weigh them by their mean")
+    return torch.stack([loss.discriminator(real, fakes[0]), *(bce_fake(fake).mean() for fake in fakes[1:])]).sum()
+
+
+def deceive_kinds(
+    loss: AdversarialLoss, fakes: Sequence[Tensor], real: Tensor | None = None, *, weigh: str = "mean"
+) -> Tensor:
+    """What a generator minimises that makes several kinds of fakes, a scalar: the sum or the mean of its loss on each.
+    `weigh` is the discriminator's."""
+    _check_kinds(fakes)
+    losses = torch.stack([loss.generator(fake, real) for fake in fakes])
+    return losses.mean() if weigh == "mean" else losses.sum()
+
+
+def _check_kinds(fakes: Sequence[Tensor]) -> None:
+    if not fakes:
+        raise ValueError("an adversarial loss was given no fakes; give the logits of at least one kind")
 
 
 def _check_real_label(label: float) -> None:
