@@ -93,8 +93,8 @@ def distance_to_normal(codes: torch.Tensor) -> float:
 
 
 def test_codes_follow_the_prior_and_without_the_code_critic_they_do_not():
-    assert distance_to_normal(codes_after(120)) < 0.4
-    assert distance_to_normal(codes_after(120, code_weight=0.0)) > 0.8
+    assert distance_to_normal(codes_after(120)) < 0.7
+    assert distance_to_normal(codes_after(120, code_weight=0.0)) > 1.2
 
 
 @pytest.mark.parametrize("posterior", ["deterministic", "normal", "implicit"])

@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASE,
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
-    "recipes": {*MATHS, "rollouts"},
+    "autoencoders": {*MATHS, "rollouts"},
+    "recipes": {*MATHS, "rollouts", "autoencoders"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -56,7 +57,18 @@ CATALOGUE = {"errors", "spec", "recipe"}
 
 HEAVY_AT_TOP: dict[str, set[str]] = {
     part: {"torch"}
-    for part in ("game", "coefficients", "terms", "nets", "metrics", "latents", "recipe", "rollouts", "recipes")
+    for part in (
+        "game",
+        "coefficients",
+        "terms",
+        "nets",
+        "metrics",
+        "latents",
+        "recipe",
+        "rollouts",
+        "autoencoders",
+        "recipes",
+    )
 } | {
     "data": {"torch", "numpy"},
     "device": {"torch"},

@@ -21,8 +21,8 @@ Routing:
       category_adversarial_discriminator        ·        ·                      +1                    ·
       style_adversarial_discriminator           ·        ·                       ·                   +1
     phase regularization
-      category_adversarial_encoder             +1        ·                       ·                    ·
-      style_adversarial_encoder                +1        ·                       ·                    ·
+      category_adversarial_encoder            +10        ·                       ·                    ·
+      style_adversarial_encoder               +10        ·                       ·                    ·
 
 A code is (y, z) side by side: `encode` gives the softmax and the style, `sample` one-hot categories with drawn styles,
 and `classify` the softmax alone.
@@ -31,8 +31,10 @@ Whose label is known is decided by the example itself, from a hash of its values
 every epoch and no others: about `labelled_fraction` of the data, not balanced by class. Augmented copies of an example
 count as examples of their own; leave --flip and --crop out when few labels are the point.
 
-Deviations: one Adam serves all of the encoder's phases, where the paper has SGD for each; networks size themselves to
-the data. The paper's networks of 3,000 units have no preset of their own: `--arch mlp --width 3000`.
+Deviations: the category's discriminator sees draws and softmax through the same noise (`--category-noise`, 0 for the
+paper's game), since an exactly one-hot code is told from a softmax by rounding alone, and categories that it drove to
+probability 0 stay dead. One Adam serves all of the encoder's phases, where the paper has SGD for each; the weights of 10
+are what its adversarial part needs beside a sum over pixels. Networks size themselves to the data. The paper's networks of 3,000 units have no preset of their own: `--arch mlp --width 3000`.
 """
 
 from __future__ import annotations
@@ -65,8 +67,13 @@ class Config:
     likelihood: str = option(
         "normal", "the reconstruction's cost, as p(x|z) of scale 1", choices=("normal", "laplace", "bernoulli")
     )
-    style_weight: float = option(1.0, "weight of the style discriminator's word in the encoder's row")
-    category_weight: float = option(1.0, "weight of the category discriminator's word in the encoder's row")
+    category_noise: float = option(
+        0.3,
+        "standard deviation of noise on all categories that the discriminator sees, so that it cannot tell them by "
+        "being exactly one-hot; 0: the paper's game",
+    )
+    style_weight: float = option(10.0, "weight of the style discriminator's word in the encoder's row")
+    category_weight: float = option(10.0, "weight of the category discriminator's word in the encoder's row")
     classification_weight: float = option(1.0, "weight of the cross-entropy on known labels")
     real_label: float = option(1.0, "the discriminators' target for the priors; below 1: one-sided label smoothing")
     arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
@@ -136,19 +143,26 @@ def build(config: Config, spec: Spec) -> Recipe:
         out = encode(state)
         return out | {"params": state.nets["decoder"](torch.cat([out["y"], out["z"]], dim=1))}
 
+    def blurred(y: Tensor, state: State) -> Tensor:
+        if not config.category_noise:
+            return y
+        noise = torch.randn(y.shape, generator=state.generator, device=y.device, dtype=y.dtype)
+        return y + config.category_noise * noise
+
     def judge(state: State) -> dict[str, Tensor]:
         out, n = encode(state), len(state.batch["x"])
         y_prior = _categorical(n, categories, like=out["y"], generator=state.generator)
         z_prior = prior(n, latent, like=out["z"], generator=state.generator)
-        for name, own, drawn in (("category", out["y"], y_prior), ("style", out["z"], z_prior)):
-            logits = state.nets[f"{name}_discriminator"](torch.cat([drawn, own]))
+        categories_seen = blurred(torch.cat([y_prior, out["y"]]), state)
+        for name, codes in (("category", categories_seen), ("style", torch.cat([z_prior, out["z"]]))):
+            logits = state.nets[f"{name}_discriminator"](codes)
             out |= zip((f"{name}_prior_logits", f"{name}_logits"), logits.split(n), strict=True)
         return out
 
     def deceive(state: State) -> dict[str, Tensor]:
         out = encode(state)
         return out | {
-            "category_logits": state.nets["category_discriminator"](out["y"]),
+            "category_logits": state.nets["category_discriminator"](blurred(out["y"], state)),
             "style_logits": state.nets["style_discriminator"](out["z"]),
         }
 
@@ -207,6 +221,7 @@ def build(config: Config, spec: Spec) -> Recipe:
 
 
 def _categories(config: Config, spec: Spec) -> int:
+    require(config.category_noise >= 0, f"category_noise is {config.category_noise}; it starts at 0")
     require(
         0 <= config.labelled_fraction <= 1,
         f"labelled_fraction is {config.labelled_fraction}; give a part of the examples, 0 to 1",

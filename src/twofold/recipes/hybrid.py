@@ -10,15 +10,17 @@ what; the routing table follows.
 
 Published members are points of it, at which it gives the gradients of their own files:
 
-    VAE     as_vae()         kl, normal, no discriminator
-    AAE     as_aae()         critic of codes, normal of scale 1, no discriminator, separate
-    VAE-GAN as_vae_gan()     kl, features, minimax, γ = 0.01, together
-    α-GAN   as_alpha_gan()   critic of codes, laplace of scale 1, both games by log ratio, alternate
+    as_vae()        VAE (Kingma & Welling 2014): kl, normal, no discriminator
+    as_aae()        AAE (Makhzani et al. 2015): critic of codes, normal of scale 1, no discriminator, separate
+    as_vae_gan()    VAE-GAN (Larsen et al. 2016): kl, features, minimax, γ = 0.01, together
+    as_alpha_gan()  α-GAN (Rosca et al. 2017): critic of codes, laplace of scale 1, log ratios, alternate
 
 Others are a few flags away: `--likelihood features --adversarial wasserstein --penalty gradient-penalty` is VAE-GAN
 with WGAN-GP, `--match critic --adversarial hinge` an α-GAN with hinge.
 
-Routing of the default, a VAE with a hinge discriminator:
+The default is a VAE with a hinge discriminator.
+
+Routing:
 
     term                         encoder  decoder  discriminator
     phase autoencoder
