@@ -37,6 +37,8 @@ likelihood, `--gamma` γ in the decoder's only.
 Several kinds of fakes: cross-entropies (minimax, non-saturating, log-ratio) add them up, as the papers print them; all
 other losses weigh them ½ each, so that a Wasserstein critic compares one distribution with one. `--weigh` changes it.
 A penalty between real and generated takes reconstructions and samples in turn from example to example.
+
+Deviations: it has no paper of its own; the deviations of its members stand in their files and hold here.
 """
 
 from __future__ import annotations
