@@ -123,7 +123,7 @@ def test_recipes_json_is_the_documented_list(capsys):
 def test_recipes_lists_every_recipe_once_with_its_paper(capsys):
     lines = answer(capsys, "recipes").splitlines()
     for entry in recipes.ENTRIES:
-        assert sum(line.split()[:1] == [entry.name] for line in lines) == 1
+        assert sum(line.startswith(f"  {entry.name} ") for line in lines) == 1
         assert any(entry.paper in line and str(entry.year) in line for line in lines)
 
 

@@ -334,7 +334,7 @@ def test_the_stabilisers_are_there():
         ({"prior": "mixture", "match": "critic"}, "prior mixture lies in the plane and latent is 3"),
         ({"latent": 0}, "latent is 0; it starts at 1"),
         ({"latent": 65, "match": "critic", "posterior": "deterministic"}, "latent is 65, but this data has 64 values"),
-        ({"learning_rate_discriminator": -1.0}, "the learning rate of discriminator is -1.0"),
+        ({"learning_rate_discriminator": -1.0}, "learning_rate_discriminator is -1.0; it must be above 0"),
     ],
     ids=lambda v: " ".join(f"{k}={x}" for k, x in v.items()) if isinstance(v, dict) else "",
 )

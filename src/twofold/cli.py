@@ -440,8 +440,8 @@ def _recipes(arguments: argparse.Namespace) -> int:
         print(family)
         for entry in recipes.ENTRIES:
             if entry.family == family:
-                print(f"  {entry.name:<18}{entry.summary}")
-                print(f"  {'':<18}{entry.paper} ({entry.year}); {', '.join(entry.data_kinds)}")
+                print(f"  {entry.name:<21}{entry.summary}")
+                print(f"  {'':<21}{entry.paper} ({entry.year}); {', '.join(entry.data_kinds)}")
     print("\ntwofold show RECIPE prints its routing table; twofold train RECIPE --help its options")
     return 0
 

@@ -33,8 +33,9 @@ count as examples of their own; leave --flip and --crop out when few labels are 
 
 Deviations: the category's discriminator sees draws and softmax through the same noise (`--category-noise`, 0 for the
 paper's game), since an exactly one-hot code is told from a softmax by rounding alone, and categories that it drove to
-probability 0 stay dead. One Adam serves all of the encoder's phases, where the paper has SGD for each; the weights of 10
-are what its adversarial part needs beside a sum over pixels. Networks size themselves to the data. The paper's networks of 3,000 units have no preset of their own: `--arch mlp --width 3000`.
+probability 0 stay dead. One Adam serves all of the encoder's phases, where the paper has SGD for each; the weights of
+10 are what its adversarial part needs beside a sum over pixels. Networks size themselves to the data. The paper's
+networks of 3,000 units have no preset of their own: `--arch mlp --width 3000`.
 """
 
 from __future__ import annotations
