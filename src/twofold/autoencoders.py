@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from twofold.errors import InputError, unknown
 from twofold.game import Coefficient, Phase, Player, State, Term
 from twofold.latents import petals, prior, sample_normal, split_mean_log_var, swiss_roll
+from twofold.nets.augment import augmentation
 from twofold.nets.build import Discriminator, build_encoder
 from twofold.nets.mlp import MLP
 from twofold.nets.norm import call_together
@@ -136,6 +137,8 @@ class Codes:
     """The networks that are conditioned on the labels, and "prior" if they choose the prior's parts."""
     feature_layer: int | None = None
     """The discriminator's block whose features are compared."""
+    augment: str = "none"
+    """What the discriminator of data sees images through; see `augmentation`."""
 
     def labels(self, state: State, net: str) -> Tensor | None:
         return labels(state.batch, net in self.labelled)
@@ -193,7 +196,9 @@ class Codes:
         if not kinds:
             return
         net, y = state.nets["discriminator"], self.labels(state, "discriminator")
-        xs = [out["x" if kind == "real" else f"x_{kind}"] for kind in kinds]
+        seen = augmentation(self.augment, out["x"], generator=state.generator)
+        xs = [seen(out["x" if kind == "real" else f"x_{kind}"]) for kind in kinds]
+        out |= zip((f"{kind}_seen" for kind in kinds), xs, strict=True)
         if not needed & {"real_features", "rec_features"}:
             results = call_together(net, *xs, ys=(y,) * len(xs))
             out |= zip((f"{kind}_logits" for kind in kinds), results, strict=True)
@@ -292,14 +297,14 @@ class Realism:
         """The discriminator's penalty; none, or one row. Fakes of two kinds take turns from example to example."""
 
         def fake(state: State) -> Tensor:
-            x, *others = (state[f"x_{kind}"] for kind in self.kinds)
+            x, *others = (state[f"{kind}_seen"] for kind in self.kinds)
             if not others:
                 return x
             even = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.ndim - 1)) % 2 == 0
             return torch.where(even, x, others[0])
 
-        made = tuple(f"x_{kind}" for kind in self.kinds)
-        return _penalty_rows(penalty, codes, "discriminator", "", lambda s: s["x"], fake, made)
+        made = ("real_logits", *self.logits)
+        return _penalty_rows(penalty, codes, "discriminator", "", lambda s: s["real_seen"], fake, made)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twofold.errors import InputError
 from twofold.game import Batch, Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior, sample_normal, split_mean_log_var
+from twofold.nets.augment import augmentation
 from twofold.nets.build import build_decoder, build_encoder
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe
@@ -278,13 +279,16 @@ def adversarial_game(
     noise: str,
     conditional: bool,
     critic_plays: int = 1,
+    augment: str = "none",
 ) -> Game:
     """Alternating play of "generator" and "discriminator": `critic_plays` plays of the discriminator on fresh
-    batches, then one of the generator."""
+    batches, then one of the generator. The discriminator, and its penalty, see images through `augment`."""
     fake = partial(generate, latent=latent, noise=noise, conditional=conditional)
 
     def judge(state: State, x: Tensor, x_fake: Tensor) -> dict[str, Tensor]:
         y = labels(state.batch, conditional)
+        seen = augmentation(augment, x, generator=state.generator)
+        x, x_fake = seen(x), seen(x_fake)
         real_logits, fake_logits = call_together(state.nets["discriminator"], x, x_fake, ys=(y, y))
         return {"x": x, "x_fake": x_fake, "real_logits": real_logits, "fake_logits": fake_logits}
 
@@ -294,7 +298,9 @@ def adversarial_game(
     def deceive(state: State) -> dict[str, Tensor]:
         if loss.needs_real:
             return judge(state, state.batch["x"], fake(state))
-        return {"fake_logits": state.nets["discriminator"](fake(state), labels(state.batch, conditional))}
+        x_fake = fake(state)
+        seen = augmentation(augment, x_fake, generator=state.generator)
+        return {"fake_logits": state.nets["discriminator"](seen(x_fake), labels(state.batch, conditional))}
 
     def generator_loss(state: State) -> Tensor:
         return loss.generator(state["fake_logits"], state["real_logits"] if loss.needs_real else None)

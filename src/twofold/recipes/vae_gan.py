@@ -43,13 +43,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twofold.coefficients import Decay, Equilibrium, product
+from twofold.coefficients import Decay, Equilibrium, Ramp, product
 from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior
+from twofold.nets.augment import POLICIES, augmentation, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator, build_encoder
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, labels, posterior, rate
+from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, kl_term, labels, posterior
 from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
 from twofold.terms.matching import feature_reconstruction
@@ -61,6 +62,7 @@ PAPER_FEATURES = 256 * 8 * 8
 @dataclass(frozen=True)
 class Config:
     latent: int = option(32, "size of the code z")
+    kl_warmup_examples: int = option(0, "the KL's coefficient rises from 0 to 1 over this many examples; 0: no warm-up")
     gamma: float = option(1e-2, "γ: weight of the feature reconstruction in the decoder's row")
     feature_layer: int | None = option(
         None, "l: the discriminator's block whose output is compared, counted from 1; none: the last but two"
@@ -71,6 +73,7 @@ class Config:
     adversarial: str = option("minimax", "the decoder's adversarial term", choices=("minimax", "non-saturating"))
     see_reconstructions: bool = option(True, "the discriminator sees x̃ beside x and x_p")
     real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     equilibrium: bool = option(False, "let the discriminator or the decoder rest when it is far ahead (released code)")
     equilibrium_target: float = option(0.68, "mean cost in nats around which both move")
     equilibrium_margin: float = option(0.35, "distance from the target at which one rests")
@@ -117,6 +120,8 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.feature_std is None or config.feature_std > 0, f"feature_std is {config.feature_std}, not above 0")
     require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
+    require(config.kl_warmup_examples >= 0, f"kl_warmup_examples is {config.kl_warmup_examples}; it starts at 0")
+    check_augment(config.augment, spec)
     classes = classes_for(spec, config.conditional)
     sizes: dict[str, Any] = {
         "arch": config.arch,
@@ -139,9 +144,10 @@ def build(config: Config, spec: Spec) -> Recipe:
         x, y = out["x"], labels(state.batch, config.conditional)
         z_p = prior(len(x), config.latent, like=out["z"], generator=state.generator)
         x_rec, x_fake = call_together(state.nets["decoder"], out["z"], z_p, ys=(y, y))
+        seen = augmentation(config.augment, x, generator=state.generator)
         judge = partial(cast(Discriminator, state.nets["discriminator"]).forward_with_features, layer=layer)
         (real, f_real), (rec, f_rec), (fake, _) = call_together(
-            state.nets["discriminator"], x, x_rec, x_fake, ys=(y, y, y), method=judge
+            state.nets["discriminator"], seen(x), seen(x_rec), seen(x_fake), ys=(y, y, y), method=judge
         )
         return out | {
             "x_rec": x_rec,
@@ -183,7 +189,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         decoder_gate, discriminator_gate = rule.decoder, rule.discriminator
 
     terms = (
-        Term("kl", rate, to={"encoder": 1.0}),
+        kl_term(Ramp(0.0, 1.0, config.kl_warmup_examples) if config.kl_warmup_examples else 1.0),
         Term(
             "feature_reconstruction",
             feature_loss,
