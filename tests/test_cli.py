@@ -28,7 +28,7 @@ import twofold
 from twofold import recipes
 from twofold.cli import main
 from twofold.display import Bar
-from twofold.overview import EXAMPLE
+from twofold.overview import EXAMPLE, example
 from twofold.run import Run
 
 NAMES = [entry.name for entry in recipes.ENTRIES]
@@ -131,7 +131,7 @@ def test_recipes_lists_every_recipe_once_with_its_paper(capsys):
 def test_show_json_is_the_documented_record(capsys, name):
     record = json.loads(answer(capsys, "show", name, "--json"))
     assert list(record) == ["name", "stages"] and record["name"] == name and record["stages"]
-    _, recipe = recipes.build(name, EXAMPLE)
+    _, recipe = recipes.build(name, example(name))
     for stage, built in zip(record["stages"], recipe.stages, strict=True):
         assert list(stage) == ["name", "players", "phases"]
         assert stage["players"] == {

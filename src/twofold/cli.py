@@ -448,9 +448,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     recipes.find(arguments.name)
-    from twofold.overview import EXAMPLE, show, show_text
+    from twofold.overview import show, show_text
 
-    spec = EXAMPLE
+    spec = None
     if arguments.data:
         from twofold.data import load
 

@@ -17,7 +17,13 @@ EXAMPLE = Spec("image", (1, 28, 28), classes=10, layout="HW")
 """What `show` builds a recipe for when no data is named: MNIST's shape."""
 
 
-def show(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def example(name: str) -> Spec:
+    """`EXAMPLE`, or colour images of the one size that the recipe's networks are made for."""
+    side = recipes.find(name).side
+    return EXAMPLE if side is None else Spec("image", (3, side, side), classes=10)
+
+
+def show(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The recipe as plain data: {name, stages: [{name, players: {NAME: parameters}, phases: [{name, repeats, every,
     terms: [{name, every, to: {player: number or text}}]}]}]}.
 
@@ -27,7 +33,7 @@ def show(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | None =
     return {"name": name, "stages": [describe(stage) for stage in recipe.stages]}
 
 
-def show_text(name: str, *, spec: Spec = EXAMPLE, options: Mapping[str, Any] | None = None) -> str:
+def show_text(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | None = None) -> str:
     """The same for people, with the networks' layers and the resolved Config."""
     entry = recipes.find(name)
     config, recipe = _build(name, spec, options)
@@ -56,6 +62,6 @@ def value_text(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
+def _build(name: str, spec: Spec | None, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
-        return recipes.build(name, spec, options)
+        return recipes.build(name, spec or example(name), options)

@@ -197,11 +197,11 @@ def variational_players(
     config: Any, encoder: nn.Module, decoder: nn.Module, *, optimizer: Any = None, lr_factor: Any = None
 ) -> dict[str, Player]:
     """Encoder and decoder with Adam at the Config's rate, unless there is another `optimizer`."""
-    adam = optimizer or partial(torch.optim.Adam, lr=config.learning_rate)
+    optimizer = optimizer or partial(torch.optim.Adam, lr=config.learning_rate)
     return {
-        "encoder": Player(encoder, adam, lr_factor, config.clip_norm),
+        "encoder": Player(encoder, optimizer, lr_factor, config.clip_norm),
         "decoder": Player(
-            decoder, adam, lr_factor, config.clip_norm, ema_half_life_examples=config.ema_half_life_examples
+            decoder, optimizer, lr_factor, config.clip_norm, ema_half_life_examples=config.ema_half_life_examples
         ),
     }
 
@@ -217,14 +217,20 @@ def variational_abilities(latent: int) -> dict[str, Callable[..., Any]]:
     return abilities | {"elbo": elbo, "iw_bound": iw_bound}
 
 
-def variational_autoencoder(config: Any, spec: Spec, *, kl: Term) -> Recipe:
+VARIATIONAL_OPTIMIZERS = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
+
+
+def variational_autoencoder(
+    config: Any, spec: Spec, *, kl: Term, networks: tuple[nn.Module, LikelihoodDecoder]
+) -> Recipe:
     """Encoder, decoder with a likelihood, and one phase: the given row of the KL beside the reconstruction's.
 
     `config` has the fields that the Configs of `vae` and `beta-vae` share.
     """
     rollout = partial(autoencode, conditional=config.conditional)
+    optimizer = partial(VARIATIONAL_OPTIMIZERS[config.optimizer], lr=config.learning_rate)
     game = Game(
-        players=variational_players(config, *variational_networks(config, spec)),
+        players=variational_players(config, *networks, optimizer=optimizer),
         phases=(Phase("autoencoder", rollout, (kl, reconstruction_term())),),
     )
     return Recipe((Stage("train", game),), spec, variational_abilities(config.latent), config.conditional)

@@ -40,6 +40,8 @@ class Entry:
     module: str
     preset: str = "Config"
     """The function of the module, or its Config class, that makes this recipe's default Config."""
+    side: int | None = None
+    """The side of the square images that a paper's networks are made for; None: any size."""
 
     def to_json(self) -> dict[str, Any]:
         """The record of `twofold recipes --json`."""
@@ -53,8 +55,16 @@ ENTRIES = (
         (*AUTOENCODE, "elbo", "iw_bound"), "encoder and decoder by the evidence lower bound", "vae",
     ),
     Entry(
+        "vae-paper", EXPLICIT, "Kingma & Welling, the MNIST model", 2014, ANY, (*AUTOENCODE, "elbo", "iw_bound"),
+        "500 tanh units, Bernoulli, Adagrad", "vae", "paper",
+    ),
+    Entry(
         "beta-vae", EXPLICIT, "Higgins et al., beta-VAE: Learning Basic Visual Concepts", 2017, ANY,
         (*AUTOENCODE, "elbo", "iw_bound"), "the VAE with its KL weighted by β, or held at a capacity", "beta_vae",
+    ),
+    Entry(
+        "beta-vae-paper", EXPLICIT, "Higgins et al., the sprites model", 2017, ANY,
+        (*AUTOENCODE, "elbo", "iw_bound"), "fully connected, 1,200 units a layer, Adagrad", "beta_vae", "paper",
     ),
     Entry(
         "iwae", EXPLICIT, "Burda et al., Importance Weighted Autoencoders", 2016, ANY,
@@ -97,6 +107,10 @@ ENTRIES = (
         GENERATE, "the GAN with strided convolutions and BatchNorm", "dcgan",
     ),
     Entry(
+        "dcgan-paper", IMPLICIT, "Radford et al., the 64×64 networks", 2016, ("image",), GENERATE,
+        "128 to 1,024 channels", "dcgan", "paper",
+    ),
+    Entry(
         "infogan", IMPLICIT, "Chen et al., InfoGAN: Interpretable Representation Learning", 2016, ANY,
         (*GENERATE, "classify"), "a GAN whose examples tell the codes they were made from", "infogan",
     ),
@@ -109,6 +123,10 @@ ENTRIES = (
         AUTOENCODE, "a VAE whose likelihood is a layer of the GAN's discriminator", "vae_gan",
     ),
     Entry(
+        "vae-gan-paper", HYBRID, "Larsen et al., the networks for 64×64 images", 2016, ("image",), AUTOENCODE,
+        "128 codes, features of 256 maps of 8×8", "vae_gan", "paper", side=64,
+    ),
+    Entry(
         "vae-gan-released", HYBRID, "Larsen et al., as their released scripts train it", 2016, ANY, AUTOENCODE,
         "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
     ),
@@ -117,8 +135,16 @@ ENTRIES = (
         (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),
     Entry(
+        "factor-vae-paper", HYBRID, "Kim & Mnih, the 2D Shapes model", 2018, ANY, (*AUTOENCODE, "elbo", "iw_bound"),
+        "64×64 networks, a critic of six layers of 1,000 units, γ = 35", "factor_vae", "paper", side=64,
+    ),
+    Entry(
         "alpha-gan", HYBRID, "Rosca et al., Variational Approaches for Auto-Encoding Generative Adversarial Networks",
         2017, ANY, AUTOENCODE, "a discriminator of data and one of codes in place of likelihood and KL", "alpha_gan",
+    ),
+    Entry(
+        "alpha-gan-paper", HYBRID, "Rosca et al., a port's networks for 64×64 images", 2017, ("image",), AUTOENCODE,
+        "128 codes, 64 to 1,024 channels, a code critic of 3 × 750 units", "alpha_gan", "paper", side=64,
     ),
     Entry(
         "aae", HYBRID, "Makhzani et al., Adversarial Autoencoders", 2015, ANY, AUTOENCODE,

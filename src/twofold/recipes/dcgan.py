@@ -14,7 +14,7 @@ Routing:
       adversarial_generator             +1              ·
 
 Deviations: depth follows the image's size, halving each side until it is at most 4 (the paper's 64×64 networks have
-four such steps, from 1024 channels at 4×4; `--width 128` and `max_width` 1024 give them); the released code's
+four such steps, from 1024 channels at 4×4; `dcgan-paper` has them); the released code's
 weight decay is left out.
 """
 
@@ -49,6 +49,11 @@ class Config:
     learning_rate_discriminator: float | None = option(None, "the discriminator's; none: the same")
     ema_half_life_examples: float | None = option(None, "sample from an average of the generator with this half-life")
     conditional: bool = option(False, "condition both players on the labels")
+
+
+def paper() -> Config:
+    """The 64×64 networks of their figure 1, for images of any size: 128 to 1,024 channels."""
+    return Config(width=128)
 
 
 def build(config: Config, spec: Spec) -> Recipe:

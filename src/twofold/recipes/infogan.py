@@ -36,7 +36,7 @@ instead of a sigmoid, as our images are in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -87,7 +87,9 @@ class Config:
     hidden: int = option(256, "units of a fully connected layer between convolutions and heads")
     norm: str = option("batch", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
     norm_discriminator: str = option(
-        "none", "the same in trunk and posterior", choices=("batch", "group", "layer", "none")
+        "auto",
+        "the same in trunk and posterior; auto: batch for images, without which the codes are found late, else none",
+        choices=("auto", "batch", "group", "layer", "none"),
     )
     spectral: bool = option(False, "spectral normalisation of the trunk (Miyato et al. 2018)")
     learning_rate: float = option(1e-3, "the generator's learning rate")
@@ -170,6 +172,8 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     _check(config)
     check_augment(config.augment, spec)
+    if config.norm_discriminator == "auto":
+        config = replace(config, norm_discriminator="batch" if spec.kind == "image" else "none")
     codes = Codes(
         config.latent,
         config.noise,

@@ -29,6 +29,7 @@ Dis_l is taken before normalisation, as in the released code. The paper's unit v
 
 Presets: `vae-gan-released` is what the released scripts do: the discriminator sees real images and prior samples but
 no reconstructions, the players rest by the equilibrium rule, γ = 1e-5 / (1 - 1e-5), and the rate decays.
+`vae-gan-paper` has the paper's networks for 64×64 images.
 
 Deviations: networks size themselves to the data (the paper's are for 64×64 faces) and have one fully connected layer
 of `hidden` units instead of 512 to 2048; γ is tuned for them.
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -48,6 +50,7 @@ from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior
 from twofold.nets.augment import POLICIES, augmentation, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator, build_encoder
+from twofold.nets.layers import Block, linear_block, norm_layer, through
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, kl_term, labels, posterior
@@ -77,7 +80,9 @@ class Config:
     equilibrium: bool = option(False, "let the discriminator or the decoder rest when it is far ahead (released code)")
     equilibrium_target: float = option(0.68, "mean cost in nats around which both move")
     equilibrium_margin: float = option(0.35, "distance from the target at which one rests")
-    arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
+    arch: str = option(
+        "conv", "networks for images; vectors always get an MLP; paper: 64×64 only", choices=("conv", "mlp", "paper")
+    )
     width: int | None = option(
         None, "channels of the first convolution (none: 32) or units of an MLP's layers (none: 256)"
     )
@@ -98,6 +103,12 @@ class Config:
     clip_norm: float | None = option(None, "largest norm of each network's gradient")
     ema_half_life_examples: float | None = option(None, "sample from an average of the decoder with this half-life")
     conditional: bool = option(False, "condition all three networks on the labels")
+
+
+def paper() -> Config:
+    """Larsen et al. 2016, table 1, and section 4: RMSProp at 3e-4, batches of 64. The weight γ is that of the released
+    script for faces; one fully connected layer of the encoder has the script's 1,024 units."""
+    return Config(latent=128, gamma=1e-6 / (1 - 1e-6), feature_layer=4, feature_std=1.0, arch="paper", hidden=1024)
 
 
 def released() -> Config:
@@ -130,9 +141,13 @@ def build(config: Config, spec: Spec) -> Recipe:
         "hidden": config.hidden if convolves(config.arch, spec) else 0,
         "classes": classes,
     }
-    encoder = build_encoder(spec, 2 * config.latent, norm=config.norm, **sizes)
-    decoder = Generator(build_decoder(spec, config.latent, outputs=spec.shape[0], norm=config.norm, **sizes), spec)
-    discriminator = build_discriminator(spec, norm=config.norm_discriminator, spectral=config.spectral, **sizes)
+    discriminator: Discriminator | PaperDiscriminator
+    if config.arch == "paper":
+        encoder, decoder, discriminator = paper_networks(config, spec)
+    else:
+        encoder = build_encoder(spec, 2 * config.latent, norm=config.norm, **sizes)
+        decoder = Generator(build_decoder(spec, config.latent, outputs=spec.shape[0], norm=config.norm, **sizes), spec)
+        discriminator = build_discriminator(spec, norm=config.norm_discriminator, spectral=config.spectral, **sizes)
     layer = max(1, discriminator.blocks - 2) if config.feature_layer is None else config.feature_layer
     require(
         1 <= layer <= discriminator.blocks,
@@ -218,3 +233,72 @@ def _player(config: Config, net: nn.Module, learning_rate: float | None = None, 
     }[config.optimizer]
     decay = Decay(config.decay, config.decay_examples, config.decay_floor) if config.decay != 1.0 else None
     return Player(net, optimizer, lr_factor=decay, clip_norm=config.clip_norm, **settings)
+
+
+class PaperDecoder(nn.Module):
+    """(batch, latent) → (batch, channels, 64, 64): a linear layer onto 8×8×256, three transposed convolutions (5×5,
+    stride 2) of 256, 128 and 32 channels, each with BatchNorm and ReLU, then one of stride 1 onto the image."""
+
+    def __init__(self, latent: int, channels: int):
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Linear(latent, 256 * 8 * 8),
+            nn.Unflatten(1, (256, 8, 8)),
+            nn.BatchNorm2d(256),
+            nn.ReLU(),
+        ]
+        for inputs, outputs in pairwise((256, 256, 128, 32)):
+            up = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, output_padding=1, bias=False)
+            layers += [up, nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Conv2d(32, channels, 5, padding=2))
+
+    def forward(self, z: Tensor, y: None = None) -> Tensor:
+        return self.net(z)
+
+
+class PaperDiscriminator(nn.Module):
+    """(batch, channels, 64, 64) → logits (batch,): 32 channels at stride 1 without BatchNorm, then 128, 256 and 256 at
+    stride 2 (all 5×5), then 512 units, each with BatchNorm and ReLU. Block 4, 256 maps of 8×8, is the paper's layer."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        plan = zip(pairwise((channels, 32, 128, 256, 256)), (1, 2, 2, 2), strict=True)
+        convs = [nn.Conv2d(a, b, 5, stride, 2, bias=stride == 1) for (a, b), stride in plan]
+        kinds = ("none", "batch", "batch", "batch")
+        self.layers = nn.ModuleList(
+            Block(conv, norm_layer(kind, conv.out_channels, spatial=True), "relu")
+            for conv, kind in zip(convs, kinds, strict=True)
+        )
+        self.layers.append(linear_block(256 * 8 * 8, 512, norm="batch", activation="relu"))
+        self.head = nn.Linear(512, 1)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.layers)
+
+    def forward(self, x: Tensor, y: None = None) -> Tensor:
+        return self.head(through(self.layers, x)[0]).squeeze(1)
+
+    def forward_with_features(self, x: Tensor, y: None = None, *, layer: int) -> tuple[Tensor, Tensor]:
+        """Logits and the block's linear output before its normalisation; see `Discriminator`."""
+        h, features = through(self.layers, x, layer=layer)
+        assert features is not None
+        return self.head(h).squeeze(1), features
+
+
+def paper_networks(config: Config, spec: Spec) -> tuple[nn.Module, Generator, PaperDiscriminator]:
+    """Encoder, decoder and discriminator of their table 1."""
+    require(
+        spec.shape[1:] == (64, 64),
+        f"the paper's networks are for images of 64×64 and this data is {spec.kind}s of "
+        f"{'×'.join(map(str, spec.shape))}; use --arch conv, or resize with --size 64",
+    )
+    require(not config.conditional, "the paper's networks take no labels; use --arch conv with --conditional")
+    require(not config.spectral, "the paper's networks have no spectral normalisation; use --arch conv for it")
+    require(
+        config.norm == config.norm_discriminator == "batch",
+        "the paper's networks have BatchNorm; use --arch conv for another norm",
+    )
+    encoder = build_encoder(spec, 2 * config.latent, width=64, hidden=config.hidden, norm="batch", min_size=8)
+    decoder = Generator(PaperDecoder(config.latent, spec.shape[0]), spec)
+    return encoder, decoder, PaperDiscriminator(spec.shape[0])
