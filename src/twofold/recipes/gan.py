@@ -39,6 +39,7 @@ from twofold.rollouts import (
     Penalty,
     adversarial_game,
     classes_for,
+    critic_abilities,
     generator_abilities,
 )
 from twofold.spec import Spec
@@ -126,7 +127,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         conditional=config.conditional,
         critic_plays=config.critic_plays,
     )
-    abilities = generator_abilities(config.latent, config.noise)
+    abilities = generator_abilities(config.latent, config.noise) | critic_abilities(discriminator)
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
