@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from twofold.data import Data, Split
 from twofold.errors import InputError
@@ -115,8 +116,6 @@ def _start(
 
 def _numbered(model: Model, loaded: Data, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
     """Examples of the test split by their place in it."""
-    import torch
-
     split = loaded.test or loaded.train
     for number in numbers:
         if not 0 <= number < len(split):
