@@ -137,7 +137,7 @@ def test_one_class_training_scores_the_classes_it_left_out(answer, tmp_path):
     assert record["normal"] == [0, 1] and set(record["scores"]) == {
         "negative_elbo_nats", "squared_error", "code_knn5", "code_mahalanobis",
     }  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "s" / "scores.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "s" / "scores.csv").read_text().splitlines()))
     assert {int(r["normal"]) for r in rows if r["label"] == "2"} == {0}
     # No example that is scored was trained on.
     trained = twofold.data.load("grey.npz", classes=["0", "1"], holdout=0.5).train.x
@@ -158,6 +158,19 @@ def test_scores_of_other_data_are_compared_with_the_runs_own(answer, tmp_path):
     again = json.loads(answer(*words, "--out", str(tmp_path / "t")))
     assert again["scores"] == record["scores"]
     assert (tmp_path / "s" / "scores.csv").read_bytes() == (tmp_path / "t" / "scores.csv").read_bytes()
+
+
+def test_what_needs_no_data_works_without_it(answer, here, tmp_path):
+    """The run's own data is gone: traversals of the prior and scores of other data remain."""
+    np.savez(tmp_path / "gone.npz", x=np.random.RandomState(3).randint(0, 256, (40, 8, 8), dtype=np.uint8))
+    train("vae", tmp_path / "run", "--hidden", "5", data=str(tmp_path / "gone.npz"))
+    (tmp_path / "gone.npz").unlink()
+    out = ["--out", str(tmp_path / "s")]
+    assert "squared change of the output" in answer("traverse", str(tmp_path / "run"), "--out", str(tmp_path / "t.png"))
+    assert "squared_error" in answer(
+        "score", str(tmp_path / "run"), "--data", "plain.npz", "--scores", "reconstruction", *out
+    )
+    assert main(["score", str(tmp_path / "run"), "--data", "plain.npz", "--scores", "code_knn", *out]) == 2
 
 
 def test_scores_by_name_also_without_an_encoder_or_with_labels(answer, tmp_path):
@@ -221,6 +234,7 @@ def test_without_out_results_lie_in_the_run(answer, here):
         (["score", "vae", "--false-alarm", "1"], "rate of false alarms is 1"),
         (["score", "vae", "--false-alarm", "0.001"], "cannot promise a false-alarm rate of 0.001; at least 999 can"),
         (["score", "vae", "--split", "tset"], "did you mean 'test'"),
+        (["score", "vae", "--false-alarm", "0.2", "--split", "train"], "not trained on: score the test split"),
         (["score", "vae", "--data", "plain.npz", "--holdout", "0"], "plain has no test split; use --split train"),
         (["score", "vae", "--data", "gaussians-8"], "this model takes images of"),
         (["score", "vae", "--data", "missing"], "unknown data source 'missing'"),

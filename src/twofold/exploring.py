@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from twofold.data import Data, Split
+from twofold.data import Data
 from twofold.errors import InputError
 from twofold.model import Model
 from twofold.using import (
     chosen,
     data_for,
+    drawn,
     no_data,
     refuse_too_many,
     refuse_unable,
@@ -65,7 +66,7 @@ def traverse(
     _refuse_numbers(steps=steps, reach=reach)
     loaded = _data_to_encode(model, data, data_options, needed=example is not None)
     z, own = _start(model, loaded, example, label, seed)
-    refuse_too_many(model, max(n * steps, 32 * len(z)))
+    refuse_too_many(model, max(min(n, len(z)) * steps, 32 * len(z)))
     values, ranked_by, short = _ranking(model, loaded, reach, own, seed)
     order = np.argsort(-values, kind="stable")
     rows, columns = order[:n].tolist(), np.linspace(-reach, reach, steps)
@@ -77,7 +78,7 @@ def traverse(
         from twofold.pictures import labelled_grid
 
         named = [(f"z{d}  {short} {values[d]:.3g}", seen(model, x[row])) for row, d in enumerate(rows)]
-        return labelled_grid(named, columns=[f"{value:.2g}" for value in columns])
+        return labelled_grid(named, columns=[f"{value:.3g}" for value in columns])
 
     name = f"traversal-seed{seed}.png" if example is None else f"traversal-example{example}.png"
     arrays = {"x": x, "dimensions": np.array(rows), "values": columns}
@@ -90,15 +91,21 @@ def traverse(
 
 
 def _data_to_encode(model: Model, data: Any, data_options: Mapping[str, Any] | None, *, needed: bool) -> Data | None:
-    """Data whose codes are asked for; None if the model cannot encode, or nothing says which data, and it is not
-    `needed`."""
+    """Data whose codes are asked for; None if it is not `needed` and the model cannot encode, or its own data is not
+    to be had."""
     if data is None and data_options:
         raise no_data(data_options)
     if data is not None or needed:
         refuse_unable(model, "encode")
         return data_for(model, data, data_options)
-    named = model.run is not None and model.run.config.get("data", {}).get("source") is not None
-    return data_for(model, None, None) if named and "encode" in model.abilities else None
+    if "encode" not in model.abilities:
+        return None
+    try:
+        return data_for(model, None, None)
+    except InputError:
+        return (
+            None  # trained on arrays, or on files that are not here: a draw of the prior can be traversed all the same
+        )
 
 
 def _start(
@@ -294,11 +301,8 @@ def attributes(
     assert y is not None
     vectors = model.attribute_vectors(x, y, labels=y if model.recipe.conditional else None)
     kept = list(vectors)[:COLUMNS]
-    test = loaded.test or loaded.train
-    if n > len(test):
-        raise InputError(f"asked for {n} examples; {loaded.name} has {len(test)}")
     refuse_too_many(model, n * len(kept))
-    few, own = chosen(model, loaded, test, shuffled(len(test), seed)[:n])
+    few, own = drawn(model, loaded, n, seed)
     labels = own if model.recipe.conditional else None
     codes = model.encode(few, labels=labels)
     changed = [model.decode(codes + strength * vectors[k], labels=labels) for k in kept]
@@ -351,11 +355,7 @@ def invert(
     "pixel_error" (the same, per value), "squared_error": [of each example]}.
     """
     refuse_unable(model, "decode")
-    loaded = data_for(model, data, data_options)
-    split: Split = loaded.test or loaded.train
-    if n > len(split):
-        raise InputError(f"asked for {n} examples; {loaded.name} has {len(split)}")
-    x, y = chosen(model, loaded, split, shuffled(len(split), seed)[:n])
+    x, y = drawn(model, data_for(model, data, data_options), n, seed)
     labels = y if model.recipe.conditional else None
     found = model.invert(
         x, steps=steps, restarts=restarts, seed=seed, labels=labels, learning_rate=learning_rate,

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,9 @@ def score(
     numbers = _normal_classes(model, loaded, normal)
     part, index = _scored(loaded, split, n, seed)
     x, y = chosen(model, loaded, part, index)
-    scorer, left_out = _scorer(model, names, settings, _normal_split(model, loaded, data, numbers), scores is None)
+    scorer, left_out = _scorer(
+        model, names, settings, partial(_normal_split, model, loaded, data, numbers), scores is None
+    )
     values = scorer(x, y)
     is_normal = None if numbers is None or y is None else np.isin(y, numbers)
     record: dict[str, Any] = {
@@ -238,7 +241,9 @@ def score(
     held: dict[str, np.ndarray] = {}
     aside = np.zeros(len(x), dtype=bool)
     if false_alarm is not None:
-        held, aside, where = _calibration(scorer, loaded, data, values, is_normal)
+        held, aside, where = _calibration(
+            scorer, loaded, data, values, is_normal, _never_trained_on(loaded, split, index)
+        )
         count = len(next(iter(held.values())))
         record["calibration"] = {"false_alarm": false_alarm, "on": where, "examples": count}
     record["scores"] = {
@@ -280,6 +285,12 @@ def _scored(loaded: Data, split: str, n: int, seed: int) -> tuple[Split, torch.T
     return part, shuffled(len(part), seed)[:n].sort().values
 
 
+def _never_trained_on(loaded: Data, split: str, index: torch.Tensor) -> np.ndarray:
+    """Which of the scored examples are of the test split, (n,) bool."""
+    first = {"test": 0, "train": len(loaded.train), "all": len(loaded.train)}[split]
+    return (index >= first).numpy()
+
+
 def _both(loaded: Data) -> Split:
     """Training examples, then test examples."""
     train, test = loaded.train, loaded.test
@@ -309,12 +320,17 @@ def _named(model: Model) -> bool:
 
 
 def _scorer(
-    model: Model, names: list[str], settings: Settings, normal: tuple[Data, torch.Tensor], may_leave_out: bool
+    model: Model,
+    names: list[str],
+    settings: Settings,
+    normal: Callable[[], tuple[Data, torch.Tensor]],
+    may_leave_out: bool,
 ) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer, and {"left_out": …} if a score that was not asked for by name is beyond reach."""
-    loaded, own = normal
+    """The scorer, and {"left_out": …} if a score that was not asked for by name is beyond reach. `normal` gives data
+    and which of its training examples are normal, and is called if they are needed."""
     if not any(SCORES[name].compares for name in names):
-        own = own[:0]
+        return Scorer(model, tuple(names), settings, np.empty(0), None), {}
+    loaded, own = normal()
     picked = own[shuffled(len(own), settings.seed)[:EXAMPLES]]
     x, y = chosen(model, loaded, loaded.train, picked)
     left_out: dict[str, Any] = {}
@@ -327,7 +343,12 @@ def _scorer(
 
 
 def _calibration(
-    scorer: Scorer, loaded: Data, data: Any, values: Mapping[str, np.ndarray], is_normal: np.ndarray | None
+    scorer: Scorer,
+    loaded: Data,
+    data: Any,
+    values: Mapping[str, np.ndarray],
+    is_normal: np.ndarray | None,
+    held_out: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
     """Scores of normal examples for thresholds, which of the scored examples were set aside for them, and a word on
     where they are from."""
@@ -340,7 +361,9 @@ def _calibration(
                 raise InputError("a threshold needs normal examples that were not trained on, and this run has none")
             x, y = chosen(scorer.model, own, own.test, shuffled(len(own.test), seed)[:EXAMPLES])
             return scorer(x, y), aside, f"test split of {own.name}"
-    candidates = np.arange(count) if is_normal is None else is_normal.nonzero()[0]
+    candidates = (held_out if is_normal is None else held_out & is_normal).nonzero()[0]
+    if not len(candidates):
+        raise InputError("a threshold needs normal examples that were not trained on: score the test split, or all")
     half = shuffled(len(candidates), seed).numpy()[: len(candidates) // 2]
     aside[candidates[half]] = True
     what = "all" if is_normal is None else "the normal"

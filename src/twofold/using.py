@@ -117,12 +117,16 @@ def examples_of(
     model: Model, data: Any, data_options: Mapping[str, Any] | None, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """`n` examples drawn from the test split of `data` in the model's own layout, with labels for a conditional one."""
-    loaded = data_for(model, data, data_options)
+    x, y = drawn(model, data_for(model, data, data_options), n, seed)
+    return x, y if model.recipe.conditional else None
+
+
+def drawn(model: Model, loaded: Data, n: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """`n` examples drawn from the test split, as `chosen` gives them. Raises `InputError` if it has fewer."""
     split = loaded.test or loaded.train
     if n > len(split):
         raise InputError(f"asked for {n} examples; {loaded.name} has {len(split)}")
-    x, y = chosen(model, loaded, split, shuffled(len(split), seed)[:n])
-    return x, y if model.recipe.conditional else None
+    return chosen(model, loaded, split, shuffled(len(split), seed)[:n])
 
 
 def data_for(model: Model, data: Any, data_options: Mapping[str, Any] | None, *, every_class: bool = False) -> Data:
