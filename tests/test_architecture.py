@@ -21,7 +21,7 @@ RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "re
 
 BASE = {"errors", "spec"}
 MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents"}
-VERBS = {"training", "using", "overview", "model"}
+VERBS = {"training", "using", "exploring", "scoring", "overview", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -41,8 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": BASE,
     "report": {"errors", "run", "pictures"},
     "overview": {*BASE, "game", "recipe", "recipes"},
-    "model": {*BASE, "data", "latents", "recipe", "recipes", "run"},
+    "inversion": set(),
+    "model": {*BASE, "data", "inversion", "latents", "recipe", "recipes", "run"},
     "using": {*BASE, "data", "model", "run", "pictures"},
+    "exploring": {*BASE, "data", "model", "using", "pictures"},
+    "scoring": {*BASE, "data", "metrics", "model", "using", "run", "pictures"},
     "training": {*BASE, "data", "device", "game", "model", "pictures", "recipe", "recipes", "report", "run", "twofold"},
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
@@ -75,7 +78,10 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "overview": {"torch"},
     "pictures": {"numpy"},
     "model": {"torch", "numpy"},
+    "inversion": {"torch"},
     "using": {"torch", "numpy"},
+    "exploring": {"torch", "numpy"},
+    "scoring": {"torch", "numpy"},
     "training": {"torch"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""

@@ -18,20 +18,28 @@ __all__ = [
     "InputError",
     "Model",
     "Spec",
+    "arithmetic",
+    "attributes",
+    "classify",
     "interpolate",
+    "invert",
     "load",
     "recipes",
     "reconstruct",
     "sample",
+    "score",
     "show",
     "train",
+    "traverse",
 ]
 
 if TYPE_CHECKING:
     from twofold import recipes
     from twofold.errors import InputError
+    from twofold.exploring import arithmetic, attributes, invert, traverse
     from twofold.model import Model, load
     from twofold.overview import show
+    from twofold.scoring import classify, score
     from twofold.spec import Spec
     from twofold.training import train
     from twofold.using import interpolate, reconstruct, sample
@@ -40,12 +48,18 @@ _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Spec": "spec",
+    "arithmetic": "exploring",
+    "attributes": "exploring",
+    "classify": "scoring",
     "interpolate": "using",
+    "invert": "exploring",
     "load": "model",
     "reconstruct": "using",
     "sample": "using",
+    "score": "scoring",
     "show": "overview",
     "train": "training",
+    "traverse": "exploring",
 }
 
 

@@ -7,6 +7,7 @@ played. Its networks have the names "encoder", "decoder", "discriminator" (of da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from twofold.recipe import require
 from twofold.rollouts import LikelihoodDecoder, Penalty, convolves, labels
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss, deceive_kinds, discriminate_kinds
-from twofold.terms.divergence import mmd
+from twofold.terms.divergence import kl_normal_per_dimension, mmd
 from twofold.terms.matching import feature_reconstruction
 from twofold.terms.penalty import gradient_penalty, r1, r2
 
@@ -210,7 +211,8 @@ class Codes:
             out |= {f"{kind}_logits": logits, f"{kind}_features": features}
 
     def abilities(self) -> dict[str, Callable[..., Any]]:
-        """prior, encode (a normal posterior's mean; an implicit one without noise), decode, reconstruct, sample."""
+        """prior, encode (a normal posterior's mean; an implicit one without noise), decode, reconstruct, sample; and
+        code_rates where posterior and prior are both normal."""
 
         def seen(net: str, y: Tensor | None) -> Tensor | None:
             return y if net in self.labelled else None
@@ -226,7 +228,11 @@ class Codes:
         def decode(nets: nn.ModuleDict, z: Tensor, *, y: Tensor | None = None) -> Tensor:
             return picture(nets["decoder"], nets["decoder"](z, seen("decoder", y)))
 
-        return {
+        def code_rates(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+            mean, log_var = split_mean_log_var(nets["encoder"](x, seen("encoder", y)))
+            return kl_normal_per_dimension(mean / self.prior.std, log_var - 2 * math.log(self.prior.std))
+
+        return ({"code_rates": code_rates} if self.posterior == self.prior.kind == "normal" else {}) | {
             "prior": draw,
             "encode": encode,
             "decode": decode,

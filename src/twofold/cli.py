@@ -15,7 +15,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -241,7 +241,82 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     between.add_argument("--label", type=_whole, metavar="K", help="of this class (conditional models)")
     between.add_argument("--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` (default: in the run)")
     _data_options(between)
+
+    _exploring_options(verb)
+    _scoring_options(verb)
     return parser
+
+
+def _exploring_options(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    rows = verb("traverse", _explore("traverse"), "move one dimension of a code at a time and decode")
+    _model_options(rows)
+    rows.add_argument("-n", type=_count, default=10, metavar="N", help="dimensions, those that say most (default: 10)")
+    rows.add_argument("--steps", type=_count, default=9, metavar="K", help="values of each dimension (default: 9)")
+    rows.add_argument("--reach", type=_number, default=3.0, metavar="R", help="from -R to R (default: 3)")
+    rows.add_argument("--example", type=_whole, metavar="I", help="from the code of test example I, not of the prior")
+    rows.add_argument("--label", type=_whole, metavar="K", help="decode with this class (conditional models)")
+    _result_options(rows, "a .png or an .npz with `x`")
+
+    sums = verb("arithmetic", _explore("arithmetic"), "add and subtract concepts, each the mean code of exemplars")
+    _model_options(sums)
+    for flag, does in (("--plus", "add"), ("--minus", "subtract")):
+        sums.add_argument(
+            flag, type=_whole, nargs="+", action="append", default=[], metavar="I",
+            help=f"exemplars of a concept to {does}, by number; may be repeated (without --plus: a sheet of numbers)",
+        )  # fmt: skip
+    sums.add_argument("--noise", type=_number, default=0.25, metavar="U", help="neighbours within ±U (default: 0.25)")
+    sums.add_argument("--neighbours", type=_whole, default=8, metavar="N", help="how many (default: 8)")
+    sums.add_argument("--label", type=_whole, metavar="K", help="decode with this class (conditional models)")
+    _result_options(sums, "a .png or an .npz with `x` and `z`")
+
+    means = verb("attributes", _explore("attributes"), "add the mean difference that a label makes to codes")
+    _model_options(means)
+    means.add_argument("-n", type=_count, default=8, metavar="N", help="test examples to change (default: 8)")
+    means.add_argument("--strength", type=_number, default=1.0, metavar="A", help="times the vector (default: 1)")
+    _result_options(means, "a .png or an .npz with `vectors` and `x_changed`")
+
+    inverse = verb("invert", _explore("invert"), "find codes of examples by optimisation, without an encoder")
+    _model_options(inverse)
+    inverse.add_argument("-n", type=_count, default=8, metavar="N", help="test examples (default: 8)")
+    inverse.add_argument("--steps", type=_count, default=300, metavar="K", help="of Adam (default: 300)")
+    inverse.add_argument("--restarts", type=_count, default=4, metavar="R", help="starts from the prior (default: 4)")
+    inverse.add_argument("--learning-rate", type=_number, default=0.1, metavar="X", help="at the start (default: 0.1)")
+    inverse.add_argument(
+        "--feature-weight", type=_number, default=0.0, metavar="W", help="of the discriminator's features (default: 0)"
+    )
+    _result_options(inverse, "a .png or an .npz with `x`, `x_rec` and `z`")
+
+
+def _scoring_options(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    scored = verb("score", _score, "score examples: likelihood, reconstruction, discriminator, distance; anomalies")
+    _model_options(scored)
+    scored.add_argument("-n", type=_count, default=10_000, metavar="N", help="at most so many (default: 10000)")
+    scored.add_argument("--scores", type=_names, metavar="A,B", help="which (default: all that are cheap)")
+    scored.add_argument("--normal", type=_names, metavar="K,K", help="classes that are no anomalies: gives AUROC, AUPR")
+    scored.add_argument("--false-alarm", type=_number, metavar="P", help="set thresholds for this rate of false alarms")
+    scored.add_argument("--by", metavar="A", help="sort the picture by this score (default: the first)")
+    scored.add_argument("--draws", type=_count, default=50, metavar="K", help="of the iw_bound (default: 50)")
+    scored.add_argument("--neighbours", type=_count, default=5, metavar="K", help="of the knn scores (default: 5)")
+    scored.add_argument("--steps", type=_count, default=300, metavar="K", help="of inversion (default: 300)")
+    _split_option(scored)
+    _result_options(scored, "a folder for scores.csv, scores.json and most-anomalous.png", metavar="DIR")
+
+    named = verb("classify", _classify, "give the probability of each class or cluster for examples")
+    _model_options(named)
+    named.add_argument("-n", type=_count, default=10_000, metavar="N", help="at most so many (default: 10000)")
+    _split_option(named)
+    _result_options(named, "a .csv or a .json")
+
+
+def _split_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=("test", "train", "all"), default="test", help="which part (default: test)")
+
+
+def _result_options(parser: argparse.ArgumentParser, what: str, *, metavar: str = "FILE") -> None:
+    parser.add_argument("--data", type=_path, metavar="SOURCE", help="examples (default: the run's own data)")
+    parser.add_argument("--out", type=_path, metavar=metavar, help=f"{what} (default: in the run)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    _data_options(parser)
 
 
 def _recipe_named(parser: argparse.ArgumentParser, words: list[str]) -> str | None:
@@ -316,6 +391,14 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a list such as 0,1,2")
+    return words
+
+
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
@@ -342,6 +425,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="NAME", help="a file of labels, an array's key or a column's name")
     group.add_argument("--strict", action="store_true", help="refuse broken files instead of leaving them out")
     group.add_argument("--holdout", type=_number, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
+    group.add_argument("--classes", type=_names, metavar="K,K", help="keep the examples of these classes only")
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -352,6 +436,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "labels": arguments.labels,
         "strict": arguments.strict or None,
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
+        "classes": arguments.classes,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -570,13 +655,92 @@ def _interpolate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _out(arguments: argparse.Namespace) -> Path | None:
+def _explore(name: str) -> Callable[[argparse.Namespace], int]:
+    """The function of a verb of `twofold.exploring`, whose parameters have the names of its options."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from inspect import signature
+
+        from twofold import exploring
+
+        function = getattr(exploring, name)
+        out, model = _out(arguments), _load(arguments)
+        given = {k: v for k, v in vars(arguments).items() if k in signature(function).parameters}
+        record = function(model, **given | {"data_options": _read_options(arguments), "out": out})
+        print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _found(record))
+        return 0
+
+    return run
+
+
+def _found(record: dict[str, Any]) -> str:
+    """What a person wants to know of a record: its numbers, a line each, and last where the file is."""
+    lines = [f"{k:<20}{v:.4g}" for k, v in record.items() if isinstance(v, float)]
+    if "ranked_by" in record:
+        ranks = ", ".join(f"z{d['dimension']} {d['value']:.3g}" for d in record["dimensions"][:10])
+        lines.append(_one_line(f"{record['ranked_by']}: {ranks}"))
+    lines += [_one_line(f"+ {a['name']:<16}{a['examples']:>7,} examples, length {a['length']:.3g}")
+              for a in record.get("attributes", ())]  # fmt: skip
+    return "\n".join([*lines, record["file"]])
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from twofold.scoring import score
+
+    out = _out_folder(arguments)
+    names = ("data", "scores", "split", "n", "normal", "false_alarm", "by", "draws", "neighbours", "steps", "seed")
+    given = {name: getattr(arguments, name) for name in names}
+    record = score(_load(arguments), data_options=_read_options(arguments), out=out, **given)
+    if arguments.json:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return 0
+    print(_one_line(f"{record['examples']:,} examples of {record['data']} ({record['split']})"))
+    shown = ("auroc", "aupr", "threshold", "false_alarm_rate", "detection_rate", "alarm_rate")
+    for column, found in record["scores"].items():
+        parts = [f"mean {found['mean']:.4g}"] if "mean" in found else []
+        for name in shown:
+            if name in found:
+                error = f" ± {found[f'{name}_se']:.3f}" if f"{name}_se" in found else ""
+                parts.append(f"{name} {found[name]:.4g}" if name == "threshold" else f"{name} {found[name]:.3f}{error}")
+        print(f"{column:<24}{', '.join(parts)}")
+    for name, reason in record.get("left_out", {}).items():
+        print(f"{name} is left out: {reason}")
+    print(record["out"])
+    return 0
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from twofold.scoring import classify
+
+    out = _out(arguments, suffixes={".csv": "a .csv", ".json": "a .json"})
+    given = {name: getattr(arguments, name) for name in ("data", "split", "n", "seed")}
+    record = classify(_load(arguments), data_options=_read_options(arguments), out=out, **given)
+    print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _found(record))
+    return 0
+
+
+def _out_folder(arguments: argparse.Namespace) -> Path | None:
+    """The output folder, refused before the model is asked for anything."""
+    if arguments.out is None:
+        return None
+    path = Path(arguments.out)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"out is {arguments.out!r}, which is a file; give a folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"out is {arguments.out!r}, but there is no folder {str(path.parent)!r}")
+    return path
+
+
+PICTURES = {".png": "a .png (a grid)", ".npz": "an .npz (arrays)"}
+
+
+def _out(arguments: argparse.Namespace, *, suffixes: Mapping[str, str] = PICTURES) -> Path | None:
     """The output file, refused before the model is asked for anything."""
     if arguments.out is None:
         return None
     path = Path(arguments.out)
-    if path.suffix not in (".png", ".npz"):
-        raise InputError(f"out is {arguments.out!r}; give a .png (a grid) or an .npz (arrays)")
+    if path.suffix not in suffixes:
+        raise InputError(f"out is {arguments.out!r}; give {' or '.join(suffixes.values())}")
     if path.is_dir():
         raise InputError(f"out is {arguments.out!r}, which is a folder; give a file in it")
     if not path.parent.is_dir():

@@ -17,6 +17,16 @@ ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo",
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
+PARTS = {
+    "prior": "draw codes",
+    "code_rates": "give the KL of each dimension of its code",
+    "judge": "judge examples, for it has no discriminator of data",
+    "features": "give features of examples, for it has no discriminator of data with hidden layers",
+}
+"""Abilities that a model is not asked for by name, as `interpolate`, `traverse` and `score` are made of them; each with
+what a model without it cannot do."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Stages to train, and what can be done with the result.
@@ -30,6 +40,10 @@ class Recipe:
     - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
     - `iw_bound(nets, x, *, y, generator, k)` → {"log_prob_nats": (n,)}: a lower bound of log p(x) from k draws
+
+    - `code_rates(nets, x, *, y)` → (n, latent): each dimension's KL from posterior to prior in nats, in closed form
+    - `judge(nets, x, *, y)` → (n,): the discriminator's output, larger for what it takes for data
+    - `features(nets, x, *, y)` → (n, features): the discriminator's last hidden layer before its norm, flattened
 
     `y` is None unless the recipe is conditional.
     """

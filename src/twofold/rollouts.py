@@ -18,7 +18,7 @@ from twofold.errors import InputError
 from twofold.game import Batch, Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior, sample_normal, split_mean_log_var
 from twofold.nets.augment import augmentation
-from twofold.nets.build import build_decoder, build_encoder
+from twofold.nets.build import Discriminator, build_decoder, build_encoder
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe
 from twofold.spec import Spec
@@ -118,8 +118,12 @@ def autoencoder_abilities(latent: int, mean: Callable[..., Tensor]) -> dict[str,
     def decode(nets: nn.ModuleDict, z: Tensor, *, y: Tensor | None = None) -> Tensor:
         return mean(nets, z, y)
 
+    def code_rates(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        return kl_normal_per_dimension(*split_mean_log_var(nets["encoder"](x, y)))
+
     return {
         "prior": draw,
+        "code_rates": code_rates,
         "encode": encode,
         "decode": decode,
         "reconstruct": lambda nets, x, *, y=None: decode(nets, encode(nets, x, y=y), y=y),
@@ -350,6 +354,21 @@ def generator_abilities(latent: int, noise: str) -> dict[str, Callable[..., Any]
         "decode": decode,
         "sample": lambda nets, n, *, y=None, generator: decode(nets, draw(nets, n, generator=generator), y=y),
     }
+
+
+def critic_abilities(critic: nn.Module) -> dict[str, Callable[..., Any]]:
+    """`judge`, and `features` if it has hidden layers, of the player "discriminator", which is `critic` and sees data
+    and, in a conditional model, the labels."""
+
+    def judge(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        return nets["discriminator"](x, y)
+
+    def features(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        net = cast(Discriminator, nets["discriminator"])
+        return net.forward_with_features(x, y, layer=net.blocks)[1].flatten(1)
+
+    deep = isinstance(critic, Discriminator) and critic.blocks > 0
+    return {"judge": judge} | ({"features": features} if deep else {})
 
 
 class Generator(nn.Module):

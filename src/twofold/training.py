@@ -155,7 +155,8 @@ def train(
         device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU if there is one.
         resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples` may change.
         tensorboard: also write TensorBoard events into the run directory.
-        data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`; see `twofold.data.load`.
+        data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`, `classes`; see
+            `twofold.data.load`.
         options: fields of the recipe's Config.
 
     Raises:
@@ -218,7 +219,7 @@ def prepare(
 def _plain(value: Any) -> Any:
     return (
         list(value)
-        if isinstance(value, tuple)
+        if isinstance(value, (tuple, list))
         else value
         if isinstance(value, (int, float, type(None)))
         else str(value)
@@ -639,6 +640,8 @@ def _flag(name: str, value: Any) -> list[str]:
         return [f"--{flag}" if value else f"--no-{flag}"]
     if name == "size" and isinstance(value, list):
         return ["--size", "x".join(map(str, value))]
+    if name == "classes":
+        return ["--classes", ",".join(map(str, value))]
     values = value if isinstance(value, list) else ["none" if value is None else value]
     return [f"--{flag}", *map(str, values)]
 

@@ -17,6 +17,7 @@ from twofold.data.catalogue import Source, sources
 if TYPE_CHECKING:
     from twofold.data.arrays import raw
     from twofold.data.batches import Batches, ordered
+    from twofold.data.classes import class_numbers, keep_classes
     from twofold.data.convert import from_model, to_model
     from twofold.data.loading import load
     from twofold.data.split import Data, Split, take
@@ -27,8 +28,10 @@ __all__ = [
     "Data",
     "Source",
     "Split",
+    "class_numbers",
     "describe",
     "from_model",
+    "keep_classes",
     "load",
     "ordered",
     "raw",
@@ -41,8 +44,10 @@ _HOME = {
     "Batches": "batches",
     "Data": "split",
     "Split": "split",
+    "class_numbers": "classes",
     "describe": "summary",
     "from_model": "convert",
+    "keep_classes": "classes",
     "load": "loading",
     "ordered": "batches",
     "raw": "arrays",

@@ -165,9 +165,7 @@ def data_from_arrays(
         layout = "HWC" if reading.layout == "HW" and reading.shape[0] > 1 else reading.layout
         spec = Spec("image", reading.shape, classes, names, layout, reading.dtype, reading.low, reading.high)
     else:
-        train, test, spec = _standardised(
-            train, test, Spec("vector", reading.shape, classes, names, "D", reading.dtype)
-        )
+        train, test, spec = standardised(train, test, Spec("vector", reading.shape, classes, names, "D", reading.dtype))
     return Data(name, spec, train, test, tuple(notes), fingerprint(spec, [train, test]))
 
 
@@ -398,7 +396,7 @@ def _labelled(
     return replace(train, y=labels[: len(train)]), replace(test, y=labels[len(train) :]), classes, names
 
 
-def _standardised(train: Split, test: Split | None, spec: Spec) -> tuple[Split, Split | None, Spec]:
+def standardised(train: Split, test: Split | None, spec: Spec) -> tuple[Split, Split | None, Spec]:
     """The spec with per-feature mean and standard deviation of the training split (1 where a feature is constant)."""
     total = torch.zeros(spec.size, dtype=torch.float64)
     for _, x in chunks(train.x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from twofold.data.arrays import Options, data_from_arrays
 from twofold.data.catalogue import sources
+from twofold.data.classes import keep_classes
 from twofold.data.split import MEMORY_LIMIT_BYTES, Data
 from twofold.errors import InputError, unknown
 
@@ -30,6 +31,7 @@ def load(
     labels: Any = None,
     strict: bool = False,
     holdout: float = 0.1,
+    classes: Sequence[int | str] | None = None,
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
 ) -> Data:
@@ -47,6 +49,7 @@ def load(
         of the CSV file.
     strict: refuse a folder with unreadable images instead of leaving those out.
     holdout: fraction of the examples kept as the test split where the source has none of its own; 0 for no test split.
+    classes: keep the examples of these classes only, by number or name; the others are in neither split.
     seed: of that split, and of nothing else.
     memory_limit_bytes: folders and .npy files larger than this when decoded are read on access.
 
@@ -63,6 +66,11 @@ def load(
         _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes
     )
     _check_split(holdout, seed)
+    data = _loaded(source, options)
+    return data if classes is None else keep_classes(data, classes)
+
+
+def _loaded(source: Any, options: Options) -> Data:
     if isinstance(source, Data):
         options.refuse("size", "channels", "value_range", "labels", because="the data is loaded already")
         return source

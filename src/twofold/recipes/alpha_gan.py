@@ -64,7 +64,7 @@ from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import build_decoder, build_discriminator
 from twofold.nets.layers import norm_layer
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, classes_for
+from twofold.rollouts import Generator, classes_for, critic_abilities
 from twofold.spec import Spec
 from twofold.terms.adversarial import build_adversarial
 from twofold.terms.matching import l1
@@ -162,7 +162,8 @@ def build(config: Config, spec: Spec) -> Recipe:
             phase("discriminators", codes, (realism.discriminator(), code_critic.discriminator())),
         ),
     )
-    return Recipe((Stage("train", game),), spec, codes.abilities(), config.conditional)
+    abilities = codes.abilities() | critic_abilities(nets["discriminator"])
+    return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
 def _networks(config: Config, spec: Spec, latent: int, classes: int | None) -> dict[str, nn.Module]:

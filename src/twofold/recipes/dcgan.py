@@ -31,7 +31,7 @@ from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import build_decoder, build_discriminator
 from twofold.nets.init import dcgan_init
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, Penalty, adversarial_game, classes_for, generator_abilities
+from twofold.rollouts import Generator, Penalty, adversarial_game, classes_for, critic_abilities, generator_abilities
 from twofold.spec import Spec
 from twofold.terms.adversarial import build_adversarial
 
@@ -86,4 +86,5 @@ def build(config: Config, spec: Spec) -> Recipe:
         critic_plays=config.critic_plays,
         augment=check_augment(config.augment, spec),
     )
-    return Recipe((Stage("train", game),), spec, generator_abilities(config.latent, "uniform"), config.conditional)
+    abilities = generator_abilities(config.latent, "uniform") | critic_abilities(discriminator)
+    return Recipe((Stage("train", game),), spec, abilities, config.conditional)

@@ -40,6 +40,7 @@ from twofold.rollouts import (
     Penalty,
     adversarial_game,
     classes_for,
+    critic_abilities,
     generator_abilities,
 )
 from twofold.spec import Spec
@@ -129,7 +130,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         critic_plays=config.critic_plays,
         augment=check_augment(config.augment, spec),
     )
-    abilities = generator_abilities(config.latent, config.noise)
+    abilities = generator_abilities(config.latent, config.noise) | critic_abilities(discriminator)
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 

@@ -79,6 +79,7 @@ from twofold.rollouts import (
     LikelihoodDecoder,
     Penalty,
     classes_for,
+    critic_abilities,
     distortion,
     elbo,
     levels,
@@ -216,6 +217,8 @@ def build(config: Config, spec: Spec) -> Recipe:
         abilities = {name: abilities[name] for name in ("prior", "decode", "sample")}
     if config.match == "kl" and config.likelihood in ON_VALUES:
         abilities["elbo"] = elbo
+    if "discriminator" in nets:
+        abilities |= critic_abilities(nets["discriminator"])
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 

@@ -260,6 +260,10 @@ def build(config: Config, spec: Spec) -> Recipe:
         "decode": decode,
         "sample": lambda nets, n, *, y=None, generator: decode(nets, draw(nets, n, generator=generator)),
     }
+    abilities |= {
+        "judge": lambda nets, x, *, y=None: nets["discriminator"](nets["trunk"](x)),
+        "features": lambda nets, x, *, y=None: nets["trunk"](x).flatten(1),
+    }
     if config.categorical_codes:
         abilities["classify"] = classify
     return Recipe((Stage("train", game),), spec, abilities)

@@ -53,7 +53,16 @@ from twofold.nets.build import Discriminator, build_decoder, build_discriminator
 from twofold.nets.layers import Block, linear_block, norm_layer, through
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, kl_term, labels, posterior
+from twofold.rollouts import (
+    Generator,
+    autoencoder_abilities,
+    classes_for,
+    convolves,
+    critic_abilities,
+    kl_term,
+    labels,
+    posterior,
+)
 from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
 from twofold.terms.matching import feature_reconstruction
@@ -222,6 +231,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         phases=(Phase("all", rollout, terms),),
     )
     abilities = autoencoder_abilities(config.latent, lambda nets, z, y: nets["decoder"](z, y))
+    abilities |= critic_abilities(discriminator)
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
