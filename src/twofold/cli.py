@@ -241,6 +241,26 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     between.add_argument("--label", type=_whole, metavar="K", help="of this class (conditional models)")
     between.add_argument("--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` (default: in the run)")
     _data_options(between)
+
+    measured = verb("evaluate", _evaluate, "measure a trained run, each figure with its protocol")
+    _model_options(measured)
+    measured.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="what to compare with (default: the run's own data)"
+    )
+    measured.add_argument(
+        "--metrics", metavar="A,B|list", help="what to measure (default: all but what takes minutes); list: say what"
+    )
+    measured.add_argument(
+        "--examples", type=_count, metavar="N", help="samples and real examples compared (default: up to 2000)"
+    )
+    measured.add_argument(
+        "--features",
+        choices=("classifier", "pixels", "inception"),
+        help="what distances are measured on (default: a classifier trained on labelled images, else the values)",
+    )
+    measured.add_argument("--json", type=_path, metavar="FILE", help="also write the results here")
+    measured.add_argument("--download", action="store_true", help="let the Inception weights be downloaded (95 MB)")
+    _data_options(measured)
     return parser
 
 
@@ -568,6 +588,36 @@ def _interpolate(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from twofold.evaluation import availability, evaluate, results_table
+
+    data = {"data": arguments.data, "data_options": _read_options(arguments)}
+    if arguments.metrics == "list":
+        print("\n".join(availability(arguments.run, **data)))
+        return 0
+    found = evaluate(
+        _load(arguments),
+        metrics=arguments.metrics,
+        examples=arguments.examples,
+        seed=arguments.seed,
+        features=arguments.features,
+        download=arguments.download,
+        json=arguments.json,
+        note=_progress,
+        **data,
+    )
+    print(results_table(found.results))
+    for name, reason in found.left_out.items():
+        print(f"not measured: {name}: {_one_line(reason)}")
+    return 0
+
+
+def _progress(name: str) -> None:
+    """Says on a terminal what is being measured, over what was said before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r\033[K{name} …", end="\r", file=sys.stderr, flush=True)
 
 
 def _out(arguments: argparse.Namespace) -> Path | None:

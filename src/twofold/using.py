@@ -112,10 +112,8 @@ def _refuse_too_many(model: Model, n: int) -> None:
         )
 
 
-def _examples(
-    model: Model, data: Any, data_options: Mapping[str, Any] | None, n: int, seed: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """`n` examples drawn from the test split of `data` in the model's own layout, with labels for a conditional one."""
+def data_for(model: Model, data: Any = None, data_options: Mapping[str, Any] | None = None) -> Data:
+    """`data`, read with `data_options`, or the data the run was trained on; refused unless the model can take it."""
     if data is None:
         if data_options:
             raise _no_data(data_options)
@@ -131,6 +129,14 @@ def _examples(
     if model.recipe.conditional and (classes is None or classes > (model.spec.classes or 0)):
         given = f"{classes} classes" if classes else "no labels"
         raise InputError(f"this model is conditional on {model.spec.classes} classes; {loaded.name} has {given}")
+    return loaded
+
+
+def _examples(
+    model: Model, data: Any, data_options: Mapping[str, Any] | None, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`n` examples drawn from the test split of `data` in the model's own layout, with labels for a conditional one."""
+    loaded = data_for(model, data, data_options)
     split: Split = loaded.test or loaded.train
     if n > len(split):
         raise InputError(f"asked for {n} examples; {loaded.name} has {len(split)}")
