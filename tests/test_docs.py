@@ -122,6 +122,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A working folder with the files of which the pages speak."""
     from PIL import Image
 
+    monkeypatch.setenv("TWOFOLD_CACHE", str(tmp_path / "cache"))
     random = np.random.RandomState(0)
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)

@@ -103,6 +103,7 @@ def evaluate(
     data_options: Mapping[str, Any] | None = None,
     download: bool = False,
     json: str | Path | None = None,
+    only_possible: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a trained model and keep the results in its run directory.
@@ -117,6 +118,7 @@ def evaluate(
         features: "classifier", "pixels" or "inception"; None: a classifier for labelled images, else the values.
         download: consent to downloading the Inception weights (95 MB) if they are not here.
         json: also write this call's results to this file.
+        only_possible: leave out what is named and this model cannot be measured by, instead of refusing it.
         note: told the name of each metric before it is measured.
 
     Raises `InputError` for a metric that does not exist or was named and cannot be measured.
@@ -126,18 +128,19 @@ def evaluate(
     >>> [result.name for result in found.results]
     ['mse_100_test', 'high_frequency_ratio_100_test_cutoff0.25']
     """
-    named = _named(metrics)
+    named = chosen_metrics(metrics)
     model = run if isinstance(run, Model) else load(run, checkpoint=checkpoint, device=device)
     loaded = data_for(model, data, data_options)
     study = Study(model, loaded, count_for(loaded, examples), seed, features, download)
     if json is not None and not Path(json).parent.is_dir():
         raise InputError(f"json is {str(json)!r}, but there is no folder {str(Path(json).parent)!r}")
     chosen = named or [metric for metric in METRICS if not metric.on_request and metric.lacks(study) is None]
-    for metric in named:
-        if reason := metric.lacks(study):
-            raise InputError(f"{metric.name} cannot be measured: {reason}")
+    left_out = {metric.name: reason for metric in named if (reason := metric.lacks(study))}
+    for name, reason in left_out.items():
+        if not only_possible:
+            raise InputError(f"{name} cannot be measured: {reason}")
+    chosen = [metric for metric in chosen if metric.name not in left_out]
     results: list[Result] = []
-    left_out: dict[str, str] = {}
     for metric in chosen:
         if note is not None:
             note(metric.name)
@@ -145,7 +148,7 @@ def evaluate(
             results += metric.measure(study)
         except InputError as error:
             # A generator that makes one grey image, say, has no spectrum: that is found, and the others still count.
-            if named:
+            if named and not only_possible:
                 raise InputError(f"{metric.name}: {error}") from None
             left_out[metric.name] = str(error)
     if model.run is not None:
@@ -173,7 +176,7 @@ def availability(run: str | Path, *, data: Any = None, data_options: Mapping[str
     for metric in METRICS:
         reason = metric.lacks(study)
         state = f"no: {reason}" if reason else "when named" if metric.on_request else "yes"
-        lines.append(f"{metric.name:<20}{metric.help} [{state}]")
+        lines.append(f"{metric.name:<22}{metric.help} [{state}]")
     return lines
 
 
@@ -192,7 +195,8 @@ def results_table(results: Sequence[Result]) -> str:
     )
 
 
-def _named(metrics: str | Sequence[str] | None) -> list[Metric]:
+def chosen_metrics(metrics: str | Sequence[str] | None) -> list[Metric]:
+    """The entries of `METRICS` that are named, none for None. Raises `InputError` for a name that is not there."""
     if metrics is None:
         return []
     by_name = {metric.name: metric for metric in METRICS}

@@ -97,4 +97,4 @@ def _some(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _svm(kind: Callable[..., Any], strength: float, seed: int) -> Any:
-    return kind(C=strength, max_iter=5000, random_state=seed)
+    return kind(C=strength, dual="auto", max_iter=5000, random_state=seed)

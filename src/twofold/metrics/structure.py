@@ -37,7 +37,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     places where the window fits inside.
     """
     _require_pair(x, y, images=True)
-    return _similarities(x.double(), y.double(), window_for(x.shape[2:]))[0]
+    return _similarities(_intensity(x), _intensity(y), window_for(x.shape[2:]))[0]
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     _require_pair(x, y, images=True)
     window, scales = window_for(x.shape[2:]), scales_for(x.shape[2:])
     weights = torch.tensor(SCALE_WEIGHTS[:scales], dtype=torch.float64)
-    x, y, product = x.double(), y.double(), torch.ones(len(x), dtype=torch.float64)
+    x, y, product = _intensity(x), _intensity(y), torch.ones(len(x), dtype=torch.float64)
     for scale, weight in enumerate(weights / weights.sum()):
         whole, contrast = _similarities(x, y, window)
         last = scale == scales - 1
@@ -92,7 +92,7 @@ def mean_similarity(x: Tensor, *, pairs: int, generator: torch.Generator) -> Ten
 
 def _similarities(x: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """(SSIM, its contrast-structure factor), each (n,)."""
-    c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     mean_x, mean_y = _windowed(x, window), _windowed(y, window)
     var_x = _windowed(x * x, window) - mean_x**2
     var_y = _windowed(y * y, window) - mean_y**2
@@ -100,6 +100,11 @@ def _similarities(x: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
     contrast = (2 * covariance + c2) / (var_x + var_y + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * contrast).flatten(1).mean(1), contrast.flatten(1).mean(1)
+
+
+def _intensity(x: Tensor) -> Tensor:
+    """From [-1, 1] to [0, 1]: the comparison of means is defined for intensities, which are not negative."""
+    return (x.double() + 1) / 2
 
 
 def _windowed(x: Tensor, window: int) -> Tensor:
