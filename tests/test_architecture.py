@@ -21,7 +21,7 @@ RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "re
 
 BASE = {"errors", "spec"}
 MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents"}
-VERBS = {"training", "using", "overview", "model", "evaluation"}
+VERBS = {"training", "using", "overview", "model", "evaluation", "comparison"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -47,6 +47,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extractors": {*BASE, "data", "game", "nets", "run"},
     "study": {*BASE, "data", "extractors", "metrics", "model"},
     "evaluation": {*BASE, "data", "extractors", "metrics", "model", "recipes", "run", "study", "using"},
+    "comparison_report": {"report", "run"},
+    "comparison": {
+        *BASE,
+        "comparison_report",
+        "data",
+        "evaluation",
+        "game",
+        "metrics",
+        "model",
+        "pictures",
+        "recipe",
+        "recipes",
+        "run",
+        "training",
+    },
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
     "__main__": {"cli"},
@@ -82,11 +97,22 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "extractors": {"torch"},
     "study": {"torch"},
     "evaluation": {"torch"},
+    "comparison": {"torch"},
     "metrics": {"torch", "numpy"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 
-LIGHT = ["__init__.py", "__main__.py", "cli.py", "display.py", "run.py", "errors.py", "spec.py", "report.py"]
+LIGHT = [
+    "__init__.py",
+    "__main__.py",
+    "cli.py",
+    "display.py",
+    "run.py",
+    "errors.py",
+    "spec.py",
+    "report.py",
+    "comparison_report.py",
+]
 LIGHT += ["recipes/__init__.py", "data/__init__.py", "data/catalogue.py"]
 
 ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {

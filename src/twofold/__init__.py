@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "Model",
     "Spec",
+    "compare",
     "evaluate",
     "interpolate",
     "load",
@@ -30,6 +31,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from twofold import recipes
+    from twofold.comparison import compare
     from twofold.errors import InputError
     from twofold.evaluation import evaluate
     from twofold.model import Model, load
@@ -42,6 +44,7 @@ _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Spec": "spec",
+    "compare": "comparison",
     "evaluate": "evaluation",
     "interpolate": "using",
     "load": "model",
