@@ -192,7 +192,7 @@ def test_help_names_every_command(capsys, words):
     else:
         assert main(words) == 0
     out = capsys.readouterr().out
-    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate"):
+    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate", "evaluate", "compare"):
         assert re.search(rf"^    {command} +\S", out, re.MULTILINE), command
 
 

@@ -2,7 +2,8 @@
 
 Every ```console line that starts with "$ twofold" is run through the command line's own `main`, in a fresh folder that
 holds the files which the pages speak of (`photos`, `arrays.npz`, `table.csv`). The only thing changed is the length of
-training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and the same for `examples=` in Python.
+training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and the same for `examples=` in Python; the
+networks that measure (classifier, critic) train for less long too.
 Lines below a command are its output and must stand in the real one, in one piece; a line "..." stands for anything.
 """
 
@@ -25,7 +26,7 @@ import pytest
 import torch
 
 import twofold
-from twofold import recipes
+from twofold import evaluation, extractors, recipes
 from twofold.cli import main
 from twofold.data import sources
 from twofold.errors import InputError
@@ -82,7 +83,7 @@ def all_commands(page: Path) -> list[tuple[list[str], list[str]]]:
 
 def shortened(words: list[str]) -> list[str]:
     """A training command at a thousandth of its length. Nothing else is changed."""
-    if words[0] != "train" or "--help" in words:
+    if words[0] not in ("train", "compare") or "--help" in words:
         return words
     if "--examples" not in words:
         return [*words, "--examples", str(LEAST_EXAMPLES)]
@@ -122,6 +123,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A working folder with the files of which the pages speak."""
     from PIL import Image
 
+    monkeypatch.setenv("TWOFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "LEAST_EXAMPLES", 3_000)
+    monkeypatch.setattr(extractors, "PASSES", 2)
+    monkeypatch.setattr(evaluation, "CRITIC_STEPS", 10)
     random = np.random.RandomState(0)
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)

@@ -21,6 +21,8 @@ __all__ = [
     "arithmetic",
     "attributes",
     "classify",
+    "compare",
+    "evaluate",
     "interpolate",
     "invert",
     "load",
@@ -35,7 +37,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from twofold import recipes
+    from twofold.comparison import compare
     from twofold.errors import InputError
+    from twofold.evaluation import evaluate
     from twofold.exploring import arithmetic, attributes, invert, traverse
     from twofold.model import Model, load
     from twofold.overview import show
@@ -51,6 +55,8 @@ _HOMES = {
     "arithmetic": "exploring",
     "attributes": "exploring",
     "classify": "scoring",
+    "compare": "comparison",
+    "evaluate": "evaluation",
     "interpolate": "using",
     "invert": "exploring",
     "load": "model",

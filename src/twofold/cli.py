@@ -244,6 +244,28 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
 
     _exploring_options(verb)
     _scoring_options(verb)
+    measured = verb("evaluate", _evaluate, "measure a trained run, each figure with its protocol")
+    _model_options(measured)
+    measured.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="what to compare with (default: the run's own data)"
+    )
+    measured.add_argument(
+        "--metrics", metavar="A,B|list", help="what to measure (default: all but what takes minutes); list: say what"
+    )
+    measured.add_argument(
+        "--examples", type=_count, metavar="N", help="samples and real examples compared (default: up to 2000)"
+    )
+    measured.add_argument(
+        "--features",
+        choices=("classifier", "pixels", "inception"),
+        help="what distances are measured on (default: a classifier trained on labelled images, else the values)",
+    )
+    measured.add_argument("--json", type=_path, metavar="FILE", help="also write the results here")
+    measured.add_argument("--download", action="store_true", help="let the Inception weights be downloaded (95 MB)")
+    _data_options(measured)
+
+    compared = verb("compare", _compare, "train and measure several recipes in one way, into one report")
+    _compare_options(compared)
     return parser
 
 
@@ -489,16 +511,94 @@ def _recipe_options(parser: argparse.ArgumentParser, name: str) -> None:
         help = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
         common: dict[str, Any] = {"dest": f"option_{field.name}", "default": argparse.SUPPRESS, "help": help}
         flag = f"--{field.name.replace('_', '-')}"
-        kinds = str(field.type).replace(" ", "").split("|")
-        if "bool" in kinds:
+        if "bool" in _kinds(field):
             group.add_argument(flag, action=_Switch, **common)
-            continue
-        kind: Callable[[str], Any] = {"int": _whole, "float": _number}.get(kinds[0], str)
-        if choices := field.metadata.get("choices"):
+        elif choices := field.metadata.get("choices"):
             group.add_argument(flag, choices=tuple(choices), **common)
         else:
-            parse = _or_none(kind) if "None" in kinds else kind
-            group.add_argument(flag, type=parse, metavar={"int": "N", "float": "X"}.get(kinds[0], "TEXT"), **common)
+            metavar = {"int": "N", "float": "X"}.get(_kinds(field)[0], "TEXT")
+            group.add_argument(flag, type=_value_parser(field), metavar=metavar, **common)
+
+
+def _kinds(field: Any) -> list[str]:
+    """The types that a Config's field allows."""
+    return str(field.type).replace(" ", "").split("|")
+
+
+def _value_parser(field: Any) -> Callable[[str], Any]:
+    """Text to a value of a Config's field; its choices are the recipe's to check."""
+    kinds = _kinds(field)
+    kind: Callable[[str], Any] = {"int": _whole, "float": _number, "bool": _yes_or_no}.get(kinds[0], str)
+    return _or_none(kind) if "None" in kinds else kind
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="RECIPE", nargs="+", help="names from `twofold recipes`")
+    parser.add_argument(
+        "--data", type=_path, metavar="SOURCE", required=True, help="a built-in name, a folder or a file"
+    )
+    parser.add_argument(
+        "--out", type=_path, metavar="DIR", required=True, help="one run a recipe and seed; what is there is kept"
+    )
+    parser.add_argument("--seeds", type=_count, default=3, metavar="K", help="seeds 0 … K - 1 (default: 3)")
+    parser.add_argument(
+        "--examples", type=_count, default=100_000, metavar="N", help="length of each training (default: 100000)"
+    )
+    parser.add_argument("--batch-size", type=_count, default=64, metavar="B", help="examples in a batch (default: 64)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument("--metrics", metavar="A,B", help="what to measure (default: all but what takes minutes)")
+    parser.add_argument(
+        "--evaluate-examples", type=_count, metavar="N", help="compared with as many (default: up to 2000)"
+    )
+    parser.add_argument("--features", choices=("classifier", "pixels", "inception"), help="as in twofold evaluate")
+    parser.add_argument(
+        "--own-networks", action="store_true", help="each recipe's default networks instead of equal ones"
+    )
+    parser.add_argument(
+        "--set",
+        type=_setting,
+        nargs="+",
+        default=[],
+        metavar="[RECIPE.]OPTION=VALUE",
+        help="an option of all recipes that have it (width=32), or of one (vae-gan.gamma=0.1)",
+    )
+    _data_options(parser)
+
+
+def _setting(text: str) -> tuple[str | None, str, str]:
+    """(recipe, option, value) of `vae-gan.gamma=0.1`; without a recipe: None."""
+    name, equals, value = text.partition("=")
+    recipe, dot, option = name.rpartition(".")
+    if not equals or not option or not value:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not OPTION=VALUE or RECIPE.OPTION=VALUE")
+    return (recipe if dot else None), option.replace("-", "_"), value
+
+
+def _settings(
+    names: Sequence[str], given: Sequence[tuple[str | None, str, str]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Options for all recipes, and {recipe: options}, read as the recipes' Configs declare them."""
+    shared: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for recipe, option, text in given:
+        known = [f for name in ([recipe] if recipe else names) for f in fields(_default(name)) if f.name == option]
+        if not known:
+            raise InputError(f"{recipe or ' and '.join(names)} has no option {option!r}; see twofold show RECIPE")
+        try:
+            (shared if recipe is None else own.setdefault(recipe, {}))[option] = _value_parser(known[0])(text)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"--set {option}: {error}") from None
+    return shared, own
+
+
+def _default(name: str) -> Any:
+    return recipes.default_config(recipes.find(name))
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not yes or no")
+    return text == "yes"
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -729,6 +829,72 @@ def _out_folder(arguments: argparse.Namespace) -> Path | None:
     if not path.absolute().parent.is_dir():
         raise InputError(f"out is {arguments.out!r}, but there is no folder {str(path.parent)!r}")
     return path
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from twofold.evaluation import availability, evaluate, results_table
+
+    data = {"data": arguments.data, "data_options": _read_options(arguments)}
+    if arguments.metrics == "list":
+        print("\n".join(availability(arguments.run, **data)))
+        return 0
+    found = evaluate(
+        _load(arguments),
+        metrics=arguments.metrics,
+        examples=arguments.examples,
+        seed=arguments.seed,
+        features=arguments.features,
+        download=arguments.download,
+        json=arguments.json,
+        note=_progress,
+        **data,
+    )
+    print(results_table(found.results))
+    for name, reason in found.left_out.items():
+        print(f"not measured: {name}: {_one_line(reason)}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    for name in arguments.names:
+        recipes.find(name)
+    from twofold.comparison import compare
+    from twofold.display import Bar
+
+    options, own = _settings(arguments.names, arguments.set)
+    record = compare(
+        arguments.names,
+        data=arguments.data,
+        out=arguments.out,
+        seeds=arguments.seeds,
+        examples=arguments.examples,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        metrics=arguments.metrics,
+        evaluate_examples=arguments.evaluate_examples,
+        features=arguments.features,
+        equal=not arguments.own_networks,
+        options=options,
+        own_options=own,
+        data_options=_read_options(arguments),
+        watch=Bar,
+        note=_tell,
+    )
+    for line in record["summary"]:
+        print(line)
+    print(f"all figures and pictures: {Path(arguments.out) / 'report.html'}")
+    return 0
+
+
+def _tell(line: str) -> None:
+    if sys.stderr is not None:
+        print(_one_line(line), file=sys.stderr, flush=True)
+
+
+def _progress(name: str) -> None:
+    """Says on a terminal what is being measured, over what was said before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r\033[K{name} …", end="\r", file=sys.stderr, flush=True)
 
 
 PICTURES = {".png": "a .png (a grid)", ".npz": "an .npz (arrays)"}

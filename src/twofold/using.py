@@ -129,7 +129,9 @@ def drawn(model: Model, loaded: Data, n: int, seed: int) -> tuple[np.ndarray, np
     return chosen(model, loaded, split, shuffled(len(split), seed)[:n])
 
 
-def data_for(model: Model, data: Any, data_options: Mapping[str, Any] | None, *, every_class: bool = False) -> Data:
+def data_for(
+    model: Model, data: Any = None, data_options: Mapping[str, Any] | None = None, *, every_class: bool = False
+) -> Data:
     """`data` read with `data_options`, or the data that the run was trained on if it is None (see `own_data`).
 
     Raises `InputError` if the model cannot take examples of it.

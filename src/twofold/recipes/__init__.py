@@ -55,7 +55,7 @@ ENTRIES = (
         (*AUTOENCODE, "elbo", "iw_bound"), "encoder and decoder by the evidence lower bound", "vae",
     ),
     Entry(
-        "vae-paper", EXPLICIT, "Kingma & Welling, the MNIST model", 2014, ANY, (*AUTOENCODE, "elbo", "iw_bound"),
+        "vae-paper", EXPLICIT, "Kingma & Welling, the MNIST model", 2014, ("image",), (*AUTOENCODE, "elbo", "iw_bound"),
         "500 tanh units, Bernoulli, Adagrad", "vae", "paper",
     ),
     Entry(
