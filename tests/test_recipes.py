@@ -35,6 +35,7 @@ SMALL_OF = {
     "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none
     # Four ReLUs without a norm may all be dead.
     "aae-paper": {"width": 16},
+    "soft-intro-vae-2d": {"width": 16},
     **{name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")},
 }
 NO_LABELS = (

@@ -170,7 +170,7 @@ ENTRIES = (
     ),
     Entry(
         "intro-vae-paper", HYBRID, "Huang et al., the released networks", 2018, ("image",), (*AUTOENCODE, "elbo"),
-        "residual networks for sides of 8 to 256, margin 120", "intro_vae", "paper",
+        "residual networks, 512 codes, margin 120", "intro_vae", "paper",
     ),
     Entry(
         "soft-intro-vae", HYBRID, "Daniel & Tamar, Soft-IntroVAE", 2021, ANY, (*AUTOENCODE, "elbo"),

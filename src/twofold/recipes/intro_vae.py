@@ -9,23 +9,23 @@ decoder wants theirs small too. With L_AE = ½ ‖x - x_r‖², summed, and sg[]
 
 Routing:
 
-    term                    encoder  decoder
+    term                      encoder  decoder
     phase encoder
-      reconstruction_encoder   +0.5        ·
-      kl_real                    +1        ·
-      margin_rec             +0.125        ·
-      margin_fake            +0.125        ·
+      reconstruction_encoder       +8        ·
+      kl_real                      +1        ·
+      margin_rec               +0.125        ·
+      margin_fake              +0.125        ·
     phase decoder
-      reconstruction_decoder       ·     +0.5
-      kl_rec                       ·   +0.125
-      kl_fake                      ·   +0.125
+      reconstruction_decoder        ·       +8
+      kl_rec                        ·   +0.125
+      kl_fake                       ·   +0.125
 
 The margin holds for each example. sg[x_r] is part of the mathematics: x_r depends on the encoder through its code.
 
 `elbo` is that of p(x|z) = N(G(z), I / β), which `β L_AE + KL` is the negative of, up to a constant.
 
 `intro-vae-paper` has the residual networks of the released code at 256×256 and the settings of its script, for images
-with sides of 8, 16, … 256.
+with even sides of 8 and more.
 
 Deviations: the decoder's phase draws z and z_p anew and encodes with the encoder that has just moved; the paper keeps
 its first codes. The released code, and with it the preset, weighs the margin by 0.5 and the decoder's KL by 1
@@ -38,6 +38,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from twofold.autoencoders import Codes, Prior, latent_of
@@ -50,8 +51,9 @@ from twofold.introspection import (
     introspective_networks,
     rate_of,
 )
+from twofold.nets.layers import one_hot
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator
+from twofold.rollouts import Generator, classes_for
 from twofold.spec import Spec
 from twofold.terms.divergence import margin
 from twofold.terms.matching import squared_error
@@ -63,7 +65,7 @@ class Config:
     margin_nats: float = option(20.0, "m: the KL up to which fakes are pushed")
     alpha: float = option(0.25, "α: weight of the encoder's margins, half for each kind of fakes")
     alpha_decoder: float | None = option(None, "weight of the decoder's KLs in the same way; none: α")
-    beta: float = option(0.5, "β: weight of the reconstruction, ½ of the summed squared error")
+    beta: float = option(8.0, "β: weight of the reconstruction, ½ of the summed squared error")
     arch: str = option(
         "conv",
         "networks for images: sized to the data, or the released residual ones; vectors always get an MLP",
@@ -150,54 +152,65 @@ GROWTH = (1, 2, 4, 8, 16, 16)
 
 
 def _paper_networks(config: Config, spec: Spec, latent: int) -> dict[str, nn.Module]:
-    side = spec.shape[1]
+    channels, height, columns = spec.shape
+    sides = [(height >> n, columns >> n) for n in range(len(GROWTH) + 1) if height % 2**n == columns % 2**n == 0]
+    places = [size for size in sides if min(size) >= 4]
     require(
-        spec.shape[1:] in [(4 * 2**n, 4 * 2**n) for n in range(1, len(GROWTH) + 1)],
-        f"the paper's networks are for images with equal sides of 8, 16, 32, 64, 128 or 256 and these are "
-        f"{'×'.join(map(str, spec.shape))}; use --arch conv, or resize with --size 64",
+        len(places) > 1,
+        f"the paper's networks halve even sides of 8 and more and these images are {height}×{columns}; "
+        "use --arch conv, or resize with --size 64",
     )
-    require(not config.conditional, "the paper's networks take no labels; use --arch conv with --conditional")
-    width = config.width or 32
-    widths = [width * growth for growth in GROWTH[: (side // 4).bit_length() - 1]]
+    widths = [(config.width or 32) * growth for growth in GROWTH[: len(places) - 1]]
+    classes = classes_for(spec, config.conditional)
     return {
-        "encoder": PaperEncoder(spec.shape[0], 2 * latent, widths),
-        "decoder": Generator(PaperDecoder(spec.shape[0], latent, widths), spec),
+        "encoder": PaperEncoder(channels, 2 * latent, widths, places[-1], classes),
+        "decoder": Generator(PaperDecoder(channels, latent, widths, places[-1], classes), spec),
     }
 
 
 class PaperEncoder(nn.Module):
-    """(batch, channels, side, side) → (batch, outputs): a 5×5 convolution, then a residual block after each halving by
-    an average, down to 4×4."""
+    """Images (batch, channels, height, width) → (batch, outputs): a 5×5 convolution, then a residual block after each
+    halving by an average, down to the map `places`. A label is a shift of the first convolution's output."""
 
-    def __init__(self, channels: int, outputs: int, widths: list[int]):
+    def __init__(self, channels: int, outputs: int, widths: list[int], places: tuple[int, int], classes: int | None):
         super().__init__()
-        first = widths[0]
-        layers: list[nn.Module] = [nn.Conv2d(channels, first, 5, 1, 2, bias=False), nn.BatchNorm2d(first)]
-        layers += [nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
+        first, last = widths[0], widths[-1]
+        self.classes = classes
+        self.first = nn.Conv2d(channels, first, 5, 1, 2, bias=False)
+        self.label = None if classes is None else nn.Linear(classes, first, bias=False)
+        layers: list[nn.Module] = [nn.BatchNorm2d(first), nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
         for before, after in pairwise(widths):
             layers += [Residual(before, after), nn.AvgPool2d(2)]
-        last = widths[-1]
-        self.net = nn.Sequential(*layers, Residual(last, last), nn.Flatten(), nn.Linear(last * 16, outputs))
+        head = nn.Linear(last * places[0] * places[1], outputs)
+        self.rest = nn.Sequential(*layers, Residual(last, last), nn.Flatten(), head)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.net(x)
+        h = self.first(x)
+        label = one_hot(y, self.classes, like=h)
+        if label is not None and self.label is not None:
+            h = h + self.label(label)[:, :, None, None]
+        return self.rest(h)
 
 
 class PaperDecoder(nn.Module):
-    """(batch, latent) → (batch, channels, side, side) before any squashing: a linear layer onto 4×4, a residual block
-    before each doubling and one after the last, a 5×5 convolution."""
+    """Codes (batch, latent) → (batch, channels, height, width) before any squashing: a linear layer onto the map
+    `places`, a residual block before each doubling and one after the last, a 5×5 convolution. A label is beside the
+    code."""
 
-    def __init__(self, channels: int, latent: int, widths: list[int]):
+    def __init__(self, channels: int, latent: int, widths: list[int], places: tuple[int, int], classes: int | None):
         super().__init__()
+        self.classes = classes
         before = widths[-1]
-        layers: list[nn.Module] = [nn.Linear(latent, before * 16), nn.ReLU(), nn.Unflatten(1, (before, 4, 4))]
+        onto = nn.Linear(latent + (classes or 0), before * places[0] * places[1])
+        layers: list[nn.Module] = [onto, nn.ReLU(), nn.Unflatten(1, (before, *places))]
         for after in widths[::-1]:
             layers += [Residual(before, after), nn.Upsample(scale_factor=2)]
             before = after
         self.net = nn.Sequential(*layers, Residual(before, before), nn.Conv2d(before, channels, 5, 1, 2))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.net(z)
+        label = one_hot(y, self.classes, like=z)
+        return self.net(z if label is None else torch.cat([z, label], dim=1))
 
 
 class Residual(nn.Module):

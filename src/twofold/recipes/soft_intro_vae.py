@@ -11,10 +11,18 @@ exponential does not vanish on large images (their eq. 7 and algorithm 1 with re
 
 Routing:
 
-    term                       encoder      decoder
+    term                          encoder       decoder
     phase encoder
-      reconstruction_encoder     +1/784        ·
-      kl_real                       +1        ·
+      reconstruction_encoder  +0.00127551             ·
+      kl_real                 +0.00127551             ·
+      exp_elbo_rec                  +0.25             ·
+      exp_elbo_fake                 +0.25             ·
+    phase decoder
+      reconstruction_decoder            ·   +0.00127551
+      kl_rec                            ·  +0.000637755
+      kl_fake                           ·  +0.000637755
+
+The numbers are s = 1/784 and its half, for images of 28×28.
 
 `exp_elbo_*` are the means of the exponentials, in (0, 1]. sg[x_r] is part of the mathematics: x_r depends on the
 encoder through its code. `elbo` is that of p(x|z) = N(G(z), β_kl / (2 β_rec) · I), whose rate and distortion the
@@ -53,7 +61,7 @@ from twofold.terms.matching import squared_error
 @dataclass(frozen=True)
 class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
-    beta_rec: float = option(1.0, "β_rec: weight of the summed squared error, of data and of fakes")
+    beta_rec: float = option(4.0, "β_rec: weight of the summed squared error, of data and of fakes")
     beta_kl: float = option(1.0, "β_kl: weight of the KL of data, and of fakes in the decoder's phase")
     beta_neg: float = option(8.0, "β_neg: weight of the KL of fakes inside the exponential")
     scale: float | None = option(None, "s: scale of the whole objective; none: 1 / number of values")
@@ -76,7 +84,7 @@ class Config:
 
 
 def plane() -> Config:
-    """The released recipe for eight Gaussians in the plane: four layers of 256 ReLUs, two latent dimensions, β_rec 0.2,
+    """The released recipe for eight Gaussians in the plane: four layers of 256 units, two latent dimensions, β_rec 0.2,
     β_kl 0.3, β_neg 0.9, Adam at 2e-4, 2,000 of 30,000 batches of 512 as a VAE. Its rate also falls tenfold after 10,000
     and 15,000 batches; here it stays."""
     return Config(
