@@ -1,4 +1,4 @@
-"""AGE: the signs of its KLs, which player each reconstruction trains, the sphere, codes that reach the prior, a preset."""
+"""AGE: the signs of its KLs, which player each reconstruction trains, the sphere, codes that reach the prior."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_published_routing():
 @pytest.mark.parametrize("spec", [IMAGE, VECTOR], ids=["image", "vector"])
 def test_terms_are_those_of_the_paper(spec):
     game = build("age", spec, norm="none", norm_encoder="none").stages[0].game
-    nets = game.nets
+    nets = game.nets.double()
     for phase in game.phases:
-        s = rolled_out(game, phase, batch_for(spec))
+        s = rolled_out(game, phase, batch_for(spec, dtype=torch.float64))
         losses = {t.name: t.loss(s) for t in phase.terms}
         z_fake = nets["encoder"](nets["decoder"](s["z_prior"]))
         m, v = z_fake.mean(0), z_fake.var(0, correction=0)
@@ -76,9 +76,7 @@ def test_cosine_distance_is_half_the_squared_distance_on_the_unit_sphere():
 
 def batch_kls(steps: int, **options) -> tuple[float, float]:
     """KL of codes of data and of samples, each of 2,000, for points in a square."""
-    recipe = build(
-        "age", VECTOR, width=32, latent=2, norm="none", norm_encoder="none", learning_rate=2e-3, **options
-    )
+    recipe = build("age", VECTOR, width=32, latent=2, norm="none", norm_encoder="none", learning_rate=2e-3, **options)
     game, data = recipe.stages[0].game, torch.Generator().manual_seed(0)
 
     def draw(n: int = 128) -> dict[str, torch.Tensor]:

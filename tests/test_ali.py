@@ -20,12 +20,13 @@ def terms_of(recipe) -> dict:
 
 
 def test_published_routing():
-    """systems-images §1: encoder and decoder by the joint with swapped labels, the discriminator alone, nothing else."""
-    for name, phases in (("ali", [2]), ("bigan", [1, 1]), ("bigan-paper", [1, 1])):
+    """systems-images §1: encoder and decoder by the joint with swapped labels, the discriminator alone."""
+    for name, phases in (("ali", [3]), ("bigan", [2, 1]), ("bigan-paper", [1, 1])):
         (stage,) = show(name)["stages"]
         assert [len(p["terms"]) for p in stage["phases"]] == phases
         assert {t["name"]: t["to"] for p in stage["phases"] for t in p["terms"]} == {
             "adversarial_discriminator": {"discriminator": 1.0},
+            **({} if name == "bigan-paper" else {"r1_r2": {"discriminator": 1.0}}),
             "adversarial_inference": {"encoder": 1.0, "decoder": 1.0},
         }
 
@@ -61,6 +62,15 @@ def test_the_discriminator_judges_pairs_that_belong_together(spec, conditional):
         torch.testing.assert_close(state[logits], again, rtol=1e-4, atol=1e-6)
         others = game.nets["discriminator"](state[x], torch.cat([state[z].roll(1, 0), label], 1))
         assert (others - again).abs().max() > 1e-4
+
+
+def test_the_penalty_is_that_of_the_slope_in_data_and_in_codes():
+    """A discriminator a·x + b·z has R1 + R2 = |a|² + |b|², half of it at each kind of pairs."""
+    recipe = build("ali", VECTOR, width=1, depth=1, norm="none")
+    game, net = recipe.stages[0].game, torch.nn.Linear(4, 1)
+    game.nets["discriminator"].joint = net
+    s = rolled_out(game, game.phases[0], batch_for(VECTOR))
+    torch.testing.assert_close(terms_of(recipe)["r1_r2"].loss(s), net.weight.square().sum())
 
 
 def test_alis_encoder_draws_and_bigans_is_a_function():
@@ -161,6 +171,8 @@ def test_maxout_takes_the_largest_of_neighbouring_channels():
         ("ali", {"latent": 0}, "latent is 0"),
         ("bigan", {"latent": 65}, "latent is 65, but this data has 64 values"),
         ("bigan", {"learning_rate_discriminator": 0.0}, "learning_rate_discriminator is 0.0"),
+        ("bigan", {"norm_discriminator": "batch"}, "BatchNorm mixes them"),
+        ("bigan", {"penalty_weight": -1.0}, "penalty_weight is -1.0"),
         ("bigan", {"order": "both"}, "unknown value for order 'both'"),
     ],
 )

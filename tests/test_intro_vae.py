@@ -72,7 +72,9 @@ def test_the_margin_holds_for_each_example_and_lets_go_above_it():
 @pytest.mark.parametrize("name", NAMES)
 def test_terms_are_those_of_the_paper(name):
     """Every loss of both phases from the rollout's own tensors, by hand."""
-    game = build(name, **({"margin_nats": 3.0} if name == "intro-vae" else {"scale": 0.1, "beta_neg": 2.0})).stages[0].game
+    game = (
+        build(name, **({"margin_nats": 3.0} if name == "intro-vae" else {"scale": 0.1, "beta_neg": 2.0})).stages[0].game
+    )
     nets = game.nets.eval()
     for phase in game.phases:
         s = rolled_out(game, phase, batch_for(IMAGE))
@@ -105,10 +107,10 @@ def test_the_encoders_verdict_on_a_reconstruction_takes_it_as_given(name, term):
 
     def judged(x_rec: torch.Tensor) -> list[torch.Tensor]:
         mean, log_var = split_mean_log_var(game.nets["encoder"](x_rec))
-        out = {"rec_mean": mean, "rec_log_var": log_var, "x_rec": x_rec}
+        out = {"rec_mean": mean, "rec_log_var": log_var, "x_rec_shown": x_rec}
         if name == "soft-intro-vae":
             noise = torch.Generator().manual_seed(5)
-            for k in range(3):  # the rollout's third draw: after q(z|x) and the prior
+            for _ in range(3):  # the rollout's third draw: after q(z|x) and the prior
                 e = torch.randn(8, 3, generator=noise, dtype=torch.float64)
             out["x_rec_rec"] = game.nets["decoder"](mean + (0.5 * log_var).exp() * e)
         s.rollout.update(out)

@@ -25,7 +25,6 @@ from twofold.spec import Spec
 from twofold.terms.divergence import kl_normal
 from twofold.terms.likelihood import normal_nll
 
-
 PLAYERS = ("encoder", "decoder")
 KINDS = ("rec", "fake")
 
@@ -39,13 +38,14 @@ class Introspection:
     """Whether the encoder's phase also decodes the fakes' own codes, into "x_rec_rec" and "x_fake_rec"."""
 
     def encoder_rollout(self, state: State) -> dict[str, Tensor]:
-        """q(z|x), both kinds of fakes, and q of the fakes.
+        """q(z|x), both kinds of fakes, what is shown of them, and q of that.
 
-        The encoder judges fakes as given: sg(x_rec) in the paper. Without it the encoder could change the verdict by
-        changing x_rec through its code.
+        The encoder judges fakes as given: "x_rec_shown" is sg[x_r] of the paper. Without it the encoder
+        could change the verdict by changing x_rec through its code. x_fake does not depend on it.
         """
         out = self.codes.rollout(state, wants=frozenset(("x_rec", "x_fake")))
-        out |= self._judged(state, out["x_rec"].detach(), out["x_fake"])
+        out["x_rec_shown"], out["x_fake_shown"] = out["x_rec"].detach(), out["x_fake"]
+        out |= self._judged(state, out["x_rec_shown"], out["x_fake_shown"])
         if self.again:
             y = self.codes.labels(state, "decoder")
             z = [sample_normal(out[f"{k}_mean"], out[f"{k}_log_var"], generator=state.generator) for k in KINDS]

@@ -24,7 +24,9 @@ from twofold.recipe import require
 from twofold.rollouts import Generator
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss, build_adversarial
+from twofold.terms.penalty import r1, r2
 
+PENALTIES = ("none", "r1-r2")
 ORDERS = ("simultaneous", "alternating")
 LOSSES = ("non-saturating", "minimax", "log-ratio", "hinge")
 """Losses whose generator may be told that a pair of the encoder is one of the decoder by minus its logit."""
@@ -34,15 +36,17 @@ def pairs(state: State, *, codes: Codes, classes: int | None) -> dict[str, Tenso
     """Draws of both joints and the discriminator's logits: adds to {"x", "z"} of the encoder's, and {"z_prior",
     "x_fake"} of the decoder's, "inferred_logits" of (x, z) and "generated_logits" of (x_fake, z_prior)."""
     out = codes.rollout(state, wants=frozenset(("z", "x_fake")))
-    label = one_hot(codes.labels(state, "discriminator"), classes, like=out["z"])
-
-    def seen(z: Tensor) -> Tensor:
-        return z if label is None else torch.cat([z, label], dim=1)
-
+    see = partial(_seen, state, codes=codes, classes=classes)
     inferred, generated = call_together(
-        state.nets["discriminator"], out["x"], out["x_fake"], ys=(seen(out["z"]), seen(out["z_prior"]))
+        state.nets["discriminator"], out["x"], out["x_fake"], ys=(see(out["z"]), see(out["z_prior"]))
     )
     return out | {"inferred_logits": inferred, "generated_logits": generated}
+
+
+def _seen(state: State, z: Tensor, *, codes: Codes, classes: int | None) -> Tensor:
+    """What the discriminator is shown of a code: with the label, one-hot, if it is conditional."""
+    label = one_hot(codes.labels(state, "discriminator"), classes, like=z)
+    return z if label is None else torch.cat([z, label], dim=1)
 
 
 def discriminator_term(loss: AdversarialLoss) -> Term:
@@ -62,6 +66,35 @@ def inference_term(loss: AdversarialLoss) -> Term:
         return loss.generator(state["generated_logits"]) + loss.generator(-state["inferred_logits"])
 
     return Term("adversarial_inference", swapped, to={"encoder": 1.0, "decoder": 1.0})
+
+
+def penalty_terms(kind: str, weight: float, *, norm: str, codes: Codes, classes: int | None) -> tuple[Term, ...]:
+    """The discriminator's penalty on whole pairs: none, or R1 at the encoder's and R2 at the decoder's pairs.
+
+    It holds the discriminator's slope in data and in codes alike, so that where the joints differ a little it does not
+    become sure.
+    """
+    require(weight >= 0, f"penalty_weight is {weight}; it starts at 0")
+    if kind == "none" or weight == 0:
+        return ()
+    require(
+        norm != "batch",
+        "a penalty is on one example's slope and BatchNorm mixes them; use --norm-discriminator layer, or --penalty none",
+    )
+
+    def loss(state: State) -> Tensor:
+        values = state["x"][0].numel()
+
+        def judge(pair: Tensor) -> Tensor:
+            x, z = pair[:, :values].unflatten(1, state["x"].shape[1:]), pair[:, values:]
+            return state.nets["discriminator"](x, z)
+
+        see = partial(_seen, state, codes=codes, classes=classes)
+        sides = (("x", "z"), ("x_fake", "z_prior"))
+        inferred, generated = (torch.cat([state[x].flatten(1), see(state[z])], dim=1) for x, z in sides)
+        return r1(judge, inferred) + r2(judge, generated)
+
+    return (Term("r1_r2", loss, to={"discriminator": weight}),)
 
 
 def joint_networks(config: Any, spec: Spec, codes: Codes, *, classes: int | None) -> dict[str, nn.Module]:
@@ -109,13 +142,16 @@ def joint_game(config: Any, nets: Mapping[str, nn.Module], codes: Codes, *, clas
     players = {name: training.player(name, net, ema_half_life_examples=ema.get(name)) for name, net in nets.items()}
     loss = build_adversarial(config.loss, real_label=config.real_label)
     rollout = partial(pairs, codes=codes, classes=classes)
-    judge, infer = discriminator_term(loss), inference_term(loss)
+    penalty = penalty_terms(
+        config.penalty, config.penalty_weight, norm=config.norm_discriminator, codes=codes, classes=classes
+    )
+    judge, infer = (discriminator_term(loss), *penalty), inference_term(loss)
     if config.order == "simultaneous":
-        return Game(players, (Phase("joint", rollout, (judge, infer)),))
+        return Game(players, (Phase("joint", rollout, (*judge, infer)),))
     return Game(
         players,
         (
-            Phase("discriminator", rollout, (judge,), repeats=config.critic_plays),
+            Phase("discriminator", rollout, judge, repeats=config.critic_plays),
             Phase("inference", rollout, (infer,)),
         ),
     )

@@ -41,7 +41,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from twofold.autoencoders import Codes, Prior, Training, network_sizes
@@ -49,7 +48,6 @@ from twofold.game import Game, Phase, Stage, State, Term
 from twofold.latents import onto_sphere
 from twofold.nets.build import build_decoder, build_encoder
 from twofold.nets.layers import norm_layer
-from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import Generator, classes_for
 from twofold.spec import Spec
@@ -60,7 +58,9 @@ from twofold.terms.matching import cosine_distance, l1
 @dataclass(frozen=True)
 class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or one more than the data has values if less")
-    prior: str = option("sphere", "p(z), and where codes lie: a sphere, or anywhere under N(0, I)", choices=("sphere", "normal"))
+    prior: str = option(
+        "sphere", "p(z), and where codes lie: a sphere, or anywhere under N(0, I)", choices=("sphere", "normal")
+    )
     data_weight: float = option(1.0, "μ: weight of the L1 distance of data, summed over values")
     code_weight: float = option(10.0, "λ: weight of 1 - cos of a code and its reconstruction")
     generator_plays: int = option(2, "plays of the generator, on fresh draws, to one of the encoder")
@@ -73,7 +73,11 @@ class Config:
     depth: int = option(2, "hidden layers of an MLP")
     hidden: int = option(256, "units of a fully connected layer between convolutions and head; 0: none")
     norm: str = option("batch", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
-    norm_encoder: str = option("batch", "the same in the encoder", choices=("batch", "group", "layer", "none"))
+    norm_encoder: str = option(
+        "none",
+        "the same in the encoder; BatchNorm's averages mix data and samples",
+        choices=("batch", "group", "layer", "none"),
+    )
     learning_rate: float = option(5e-4, "Adam's learning rate of the encoder")
     learning_rate_decoder: float | None = option(None, "of the generator; none: the same")
     beta1: float = option(0.5, "Adam's β₁")
@@ -87,7 +91,14 @@ def paper() -> Config:
     """The released CIFAR-10 run: 128 latent dimensions, Adam (0.5, 0.999) at 2e-4, batches of 64. With KL and L1 as
     means its weights are 10 and 1,000, the latter of a mean over batch and dimensions; here everything is multiplied by
     the 128 dimensions."""
-    return Config(latent=128, data_weight=10 * 128 / (3 * 32 * 32), code_weight=1000.0, arch="paper", learning_rate=2e-4)
+    return Config(
+        latent=128,
+        data_weight=10 * 128 / (3 * 32 * 32),
+        code_weight=1000.0,
+        arch="paper",
+        norm_encoder="batch",
+        learning_rate=2e-4,
+    )
 
 
 class OntoSphere(nn.Module):
@@ -108,9 +119,7 @@ def build(config: Config, spec: Spec) -> Recipe:
     classes = classes_for(spec, config.conditional)
     latent = min(16, spec.size + 1) if config.latent is None else config.latent
     players = ("encoder", "decoder")
-    codes = Codes(
-        Prior(latent, config.prior), "deterministic", frozenset(players if config.conditional else ())
-    )
+    codes = Codes(Prior(latent, config.prior), "deterministic", frozenset(players if config.conditional else ()))
     nets = _paper_networks(config, spec, latent) if config.arch == "paper" else _networks(config, spec, latent, classes)
     if config.prior == "sphere":
         nets["encoder"] = OntoSphere(nets["encoder"])

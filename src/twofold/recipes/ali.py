@@ -16,6 +16,7 @@ Routing:
 
     term                       encoder  decoder  discriminator
     adversarial_discriminator        ·        ·             +1
+    r1_r2                            ·        ·             +1
     adversarial_inference           +1       +1              ·
 
 All three move at once, from the same pairs (their algorithm 1). The encoder's part of `adversarial_inference` does not
@@ -24,7 +25,8 @@ mean.
 
 `--arch paper` has the networks of their CIFAR-10 table for images of 32×32, and `paper` the rest of that run.
 
-Deviations: networks size themselves to the data. In `paper`, tanh for the sigmoid, as our images are in [-1, 1]; the
+Deviations: by default the discriminator's slope at all its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
+without it the small networks collapse on digits. Networks size themselves to the data. In `paper`, tanh for the sigmoid, as our images are in [-1, 1]; the
 encoder emits a log variance instead of log σ; the decoder's bias of every pixel starts at 0 instead of the training
 set's log odds. β₂ is 0.999: the paper's table has 10⁻³, the released code Adam's usual.
 """
@@ -40,7 +42,7 @@ from torch import Tensor, nn
 
 from twofold.autoencoders import Codes, Prior, latent_of
 from twofold.game import Stage
-from twofold.joint_inference import LOSSES, ORDERS, joint_game, joint_networks, labelled
+from twofold.joint_inference import LOSSES, ORDERS, PENALTIES, joint_game, joint_networks, labelled
 from twofold.nets.init import dcgan_init
 from twofold.nets.joint import JointDiscriminator
 from twofold.recipe import Recipe, option, require
@@ -51,7 +53,9 @@ from twofold.spec import Spec
 @dataclass(frozen=True)
 class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
-    loss: str = option("non-saturating", "adversarial loss, both labels swapped for encoder and decoder", choices=LOSSES)
+    loss: str = option(
+        "non-saturating", "adversarial loss, both labels swapped for encoder and decoder", choices=LOSSES
+    )
     real_label: float = option(1.0, "the discriminator's target for the encoder's pairs; below 1: label smoothing")
     order: str = option("simultaneous", "all at once, or the discriminator and then the others", choices=ORDERS)
     critic_plays: int = option(1, "plays of the discriminator, on fresh batches, if the order is alternating")
@@ -68,6 +72,8 @@ class Config:
     norm_discriminator: str = option(
         "none", "the same in the discriminator", choices=("batch", "group", "layer", "none")
     )
+    penalty: str = option("r1-r2", "penalty on the slope of the discriminator, at all its pairs", choices=PENALTIES)
+    penalty_weight: float = option(1.0, "weight of the penalty")
     spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
     learning_rate: float = option(5e-4, "Adam's learning rate of encoder and decoder")
     learning_rate_discriminator: float | None = option(None, "of the discriminator; none: the same")
@@ -80,7 +86,7 @@ class Config:
 
 def paper() -> Config:
     """Dumoulin et al. 2017, CIFAR-10: 64 latent dimensions, Adam at 1e-4; use batches of 100."""
-    return Config(latent=64, arch="paper", learning_rate=1e-4)
+    return Config(latent=64, arch="paper", penalty="none", learning_rate=1e-4)
 
 
 def build(config: Config, spec: Spec) -> Recipe:

@@ -13,6 +13,7 @@ Routing:
     term                         encoder  decoder  discriminator
     phase discriminator
       adversarial_discriminator        ·        ·             +1
+      r1_r2                            ·        ·             +1
     phase inference
       adversarial_inference           +1       +1              ·
 
@@ -24,7 +25,8 @@ encoder, so one sum serves both.
 `bigan-paper` has the networks of their permutation-invariant MNIST: two layers of 1,024 units everywhere and 50 codes
 under U(-1, 1).
 
-Deviations: networks size themselves to the data; Adam has no weight decay, and its rate does not fall over the second
+Deviations: by default the discriminator's slope at all its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
+without it the small networks collapse on digits. Networks size themselves to the data; Adam has no weight decay, and its rate does not fall over the second
 half of the run. The released networks lay the code beside the hidden layers of the discriminator too; here it is
 beside the image, or beside its features where those are convolutions.
 """
@@ -35,7 +37,7 @@ from dataclasses import dataclass
 
 from twofold.autoencoders import Codes, Prior, latent_of, require_room
 from twofold.game import Stage
-from twofold.joint_inference import LOSSES, ORDERS, joint_game, joint_networks, labelled
+from twofold.joint_inference import LOSSES, ORDERS, PENALTIES, joint_game, joint_networks, labelled
 from twofold.recipe import Recipe, option
 from twofold.rollouts import classes_for
 from twofold.spec import Spec
@@ -45,7 +47,9 @@ from twofold.spec import Spec
 class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
     prior: str = option("uniform", "p(z): U(-1, 1), N(0, I) or a sphere", choices=("uniform", "normal", "sphere"))
-    loss: str = option("non-saturating", "adversarial loss, both labels swapped for encoder and decoder", choices=LOSSES)
+    loss: str = option(
+        "non-saturating", "adversarial loss, both labels swapped for encoder and decoder", choices=LOSSES
+    )
     real_label: float = option(1.0, "the discriminator's target for the encoder's pairs; below 1: label smoothing")
     order: str = option("alternating", "the discriminator and then the others, or all at once", choices=ORDERS)
     critic_plays: int = option(1, "plays of the discriminator, on fresh batches, to one of the others")
@@ -60,6 +64,8 @@ class Config:
     norm_discriminator: str = option(
         "none", "the same in the discriminator", choices=("batch", "group", "layer", "none")
     )
+    penalty: str = option("r1-r2", "penalty on the slope of the discriminator, at all its pairs", choices=PENALTIES)
+    penalty_weight: float = option(1.0, "weight of the penalty")
     spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
     learning_rate: float = option(5e-4, "Adam's learning rate of encoder and decoder")
     learning_rate_discriminator: float | None = option(None, "of the discriminator; none: the same")
@@ -73,7 +79,7 @@ class Config:
 def paper() -> Config:
     """Donahue et al. 2017, permutation-invariant MNIST: Adam (0.5, 0.999) at 2e-4, batches of 128, 200 epochs at that
     rate."""
-    return Config(latent=50, arch="mlp", width=1024, norm_discriminator="batch", learning_rate=2e-4)
+    return Config(latent=50, arch="mlp", width=1024, norm_discriminator="batch", penalty="none", learning_rate=2e-4)
 
 
 def build(config: Config, spec: Spec) -> Recipe:

@@ -102,9 +102,7 @@ def build(config: Config, spec: Spec) -> Recipe:
     for name, value in (("margin_nats", config.margin_nats), ("alpha", config.alpha), ("alpha_decoder", alpha_decoder)):
         require(value >= 0, f"{name} is {value}; it starts at 0")
     require(config.beta > 0, f"beta is {config.beta}; it must be above 0")
-    codes = Codes(
-        Prior(latent_of(config.latent, 16, spec)), labelled=frozenset(PLAYERS if config.conditional else ())
-    )
+    codes = Codes(Prior(latent_of(config.latent, 16, spec)), labelled=frozenset(PLAYERS if config.conditional else ()))
 
     def reconstruction(state: State) -> Tensor:
         return 0.5 * squared_error(state["x_rec"], state["x"]).mean()

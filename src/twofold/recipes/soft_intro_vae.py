@@ -63,7 +63,7 @@ class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
     beta_rec: float = option(4.0, "β_rec: weight of the summed squared error, of data and of fakes")
     beta_kl: float = option(1.0, "β_kl: weight of the KL of data, and of fakes in the decoder's phase")
-    beta_neg: float = option(8.0, "β_neg: weight of the KL of fakes inside the exponential")
+    beta_neg: float = option(2.0, "β_neg: weight of the KL of fakes inside the exponential")
     scale: float | None = option(None, "s: scale of the whole objective; none: 1 / number of values")
     vae_examples: int = option(0, "examples of an ordinary VAE before the encoder begins to judge")
     arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
@@ -100,9 +100,7 @@ def build(config: Config, spec: Spec) -> Recipe:
     require(config.vae_examples >= 0, f"vae_examples is {config.vae_examples}; it starts at 0")
     scale = 1 / spec.size if config.scale is None else config.scale
     require(scale > 0, f"scale is {scale}; it must be above 0")
-    codes = Codes(
-        Prior(latent_of(config.latent, 16, spec)), labelled=frozenset(PLAYERS if config.conditional else ())
-    )
+    codes = Codes(Prior(latent_of(config.latent, 16, spec)), labelled=frozenset(PLAYERS if config.conditional else ()))
 
     def later(weight: float) -> Coefficient:
         """The weight, once the ordinary VAE's time is over."""
@@ -113,8 +111,7 @@ def build(config: Config, spec: Spec) -> Recipe:
 
     def exp_elbo(kind: str) -> Term:
         def loss(state: State) -> Tensor:
-            # sg[x_f]: the fakes are what the encoder was shown, here as in their posteriors.
-            distance = squared_error(state[f"x_{kind}_rec"], state[f"x_{kind}"].detach())
+            distance = squared_error(state[f"x_{kind}_rec"], state[f"x_{kind}_shown"])
             bound = config.beta_rec * distance + config.beta_neg * rate_of(state, kind)
             return (-2 * scale * bound).exp().mean()
 
