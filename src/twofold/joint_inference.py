@@ -79,7 +79,7 @@ def penalty_terms(kind: str, weight: float, *, norm: str, codes: Codes, classes:
         return ()
     require(
         norm != "batch",
-        "a penalty is on one example's slope and BatchNorm mixes them; use --norm-discriminator layer, or --penalty none",
+        "a penalty is on one example's slope and BatchNorm mixes them; use --penalty none or another norm",
     )
 
     def loss(state: State) -> Tensor:

@@ -178,7 +178,7 @@ ENTRIES = (
     ),
     Entry(
         "soft-intro-vae-2d", HYBRID, "Daniel & Tamar, eight Gaussians in the plane", 2021, ANY,
-        (*AUTOENCODE, "elbo"), "four layers of 256 units, a VAE for the first million examples", "soft_intro_vae", "plane",
+        (*AUTOENCODE, "elbo"), "four layers of 256 units, at first an ordinary VAE", "soft_intro_vae", "plane",
     ),
     Entry(
         "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,

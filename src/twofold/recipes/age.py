@@ -30,10 +30,10 @@ its samples do not depend on E.
 
 `--arch paper` has the released DCGAN networks for images of 32×32, and `paper` the rest of the CIFAR-10 run.
 
-Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at best
-and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and averages the
-KL over dimensions and L1 over values; ours are sums, so μ and λ stand for its 10 and 1,000 times as in `paper`. The
-rate is not halved on the way. Networks size themselves to the data.
+Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at
+best and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and
+averages the KL over dimensions and L1 over values; ours are sums, and `paper` says what its weights become. The rate is
+not halved on the way. Networks size themselves to the data.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Config:
     norm: str = option("batch", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
     norm_encoder: str = option(
         "none",
-        "the same in the encoder; BatchNorm's averages mix data and samples",
+        "the same in the encoder; batch mixes the statistics of data and samples",
         choices=("batch", "group", "layer", "none"),
     )
     learning_rate: float = option(5e-4, "Adam's learning rate of the encoder")
@@ -92,13 +92,9 @@ def paper() -> Config:
     means its weights are 10 and 1,000, the latter of a mean over batch and dimensions; here everything is multiplied by
     the 128 dimensions."""
     return Config(
-        latent=128,
-        data_weight=10 * 128 / (3 * 32 * 32),
-        code_weight=1000.0,
-        arch="paper",
-        norm_encoder="batch",
+        latent=128, data_weight=10 * 128 / (3 * 32 * 32), code_weight=1000.0, arch="paper", norm_encoder="batch",
         learning_rate=2e-4,
-    )
+    )  # fmt: skip
 
 
 class OntoSphere(nn.Module):

@@ -25,10 +25,11 @@ mean.
 
 `--arch paper` has the networks of their CIFAR-10 table for images of 32×32, and `paper` the rest of that run.
 
-Deviations: by default the discriminator's slope at all its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
-without it the small networks collapse on digits. Networks size themselves to the data. In `paper`, tanh for the sigmoid, as our images are in [-1, 1]; the
-encoder emits a log variance instead of log σ; the decoder's bias of every pixel starts at 0 instead of the training
-set's log odds. β₂ is 0.999: the paper's table has 10⁻³, the released code Adam's usual.
+Deviations: by default the discriminator's slope at its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
+without it the small networks collapse on digits. Networks size themselves to the data. In `paper`: tanh for the
+sigmoid, as our images are in [-1, 1]; the encoder emits a log variance instead of log σ; the decoder's bias of every
+pixel starts at 0 instead of the training set's log odds. β₂ is 0.999: the paper's table has 10⁻³, the released code
+Adam's usual.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ probably a pair came from the encoder (their eq. 2):
     min over E, G   max over D   E_x [ log D(x, E(x)) ]  +  E_z [ log(1 - D(G(z), z)) ],   z ~ p(z)
 
 E and G are functions without noise, and at the optimum each other's inverse (their theorem 2). They minimise the
-objective with both labels swapped (their section 3.4), -log(1 - D(x, E(x))) - log D(G(z), z); no reconstruction is in it.
+objective with both labels swapped (their section 3.4), -log(1 - D(x, E(x))) - log D(G(z), z); without reconstruction.
 
 Routing:
 
@@ -25,10 +25,10 @@ encoder, so one sum serves both.
 `bigan-paper` has the networks of their permutation-invariant MNIST: two layers of 1,024 units everywhere and 50 codes
 under U(-1, 1).
 
-Deviations: by default the discriminator's slope at all its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
-without it the small networks collapse on digits. Networks size themselves to the data; Adam has no weight decay, and its rate does not fall over the second
-half of the run. The released networks lay the code beside the hidden layers of the discriminator too; here it is
-beside the image, or beside its features where those are convolutions.
+Deviations: by default the discriminator's slope at its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
+without it the small networks collapse on digits. Networks size themselves to the data. Adam has no weight decay, and
+its rate does not fall over the second half of the run. The released networks lay the code beside the hidden layers of
+the discriminator too; here it is beside the image, or beside its features where those are convolutions.
 """
 
 from __future__ import annotations

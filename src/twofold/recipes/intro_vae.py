@@ -1,6 +1,6 @@
 """IntroVAE (Huang et al. 2018, "IntroVAE: Introspective Variational Autoencoders for Photographic Image Synthesis").
 
-A VAE that judges its own samples: the encoder is the critic, and what it says is the KL of its posterior from the prior.
+A VAE that judges its own samples: the encoder is the critic, and its verdict is the KL of its posterior from the prior.
 It gives data a small KL and drives that of reconstructions x_r = G(z) and samples x_p = G(z_p) up to a margin m; the
 decoder wants theirs small too. With L_AE = ½ ‖x - x_r‖², summed, and sg[] for no gradient (their eqs. 11 and 12):
 
