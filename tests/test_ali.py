@@ -26,7 +26,7 @@ def test_published_routing():
         assert [len(p["terms"]) for p in stage["phases"]] == phases
         assert {t["name"]: t["to"] for p in stage["phases"] for t in p["terms"]} == {
             "adversarial_discriminator": {"discriminator": 1.0},
-            **({} if name == "bigan-paper" else {"r1_r2": {"discriminator": 1.0}}),
+            **({} if name == "bigan-paper" else {"r1_r2": {"discriminator": 0.3}}),
             "adversarial_inference": {"encoder": 1.0, "decoder": 1.0},
         }
 
@@ -119,13 +119,14 @@ def reconstruction_errors(name: str, steps: int, **options) -> tuple[float, floa
 
 
 DIGITS = Spec("image", (1, 8, 8), layout="HW")
-TINY = {"arch": "mlp", "width": 64, "latent": 4, "norm": "none", "learning_rate": 1e-3}
+TINY = {"arch": "mlp", "width": 128, "latent": 4, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("name", ["ali", "bigan"])
-def test_encoder_and_decoder_undo_each_other_though_no_term_asks_for_it(name):
-    trained, untrained = reconstruction_errors(name, 500, **TINY)
-    assert trained < 0.7 * untrained
+@pytest.mark.parametrize(("name", "options"), [("ali", {}), ("bigan", {"prior": "normal"})])
+def test_reconstructions_become_better_than_those_of_an_untrained_encoder(name, options):
+    """No term asks for it. So early the error is still that of a constant; it is the beginning that is held here."""
+    trained, untrained = reconstruction_errors(name, 400, **TINY, **options)
+    assert trained < 0.8 * untrained
 
 
 # Presets.

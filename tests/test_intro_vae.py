@@ -141,18 +141,21 @@ def kls_after(name: str, steps: int, **options) -> tuple[float, float, float]:
         return real, fake, (error / (test - x[:1500].mean(0)).square().mean()).item()
 
 
+SOFT = {"beta_rec": 2.0, "beta_kl": 0.3, "beta_neg": 1.0}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "control"),
     [
         ("intro-vae", {"alpha": 1.0, "alpha_decoder": 0.1}, {"alpha": 0.0}),
-        ("soft-intro-vae", {}, {"vae_examples": 10**9}),
+        ("soft-intro-vae", SOFT, SOFT | {"vae_examples": 10**9}),
     ],
 )
 def test_the_encoder_tells_samples_from_data_and_that_of_a_vae_does_not(name, options, control):
     """Card D8: KL(E(fake)) > KL(E(real)), and reconstructions are better than a constant."""
-    real, fake, error = kls_after(name, 300, **options)
-    assert fake > real + 1 and error < 0.7
-    real, fake, _ = kls_after(name, 300, **control)
+    real, fake, error = kls_after(name, 250, **options)
+    assert fake > real + 1 and error < 0.8
+    real, fake, _ = kls_after(name, 250, **control)
     assert fake < real + 1
 
 

@@ -16,7 +16,7 @@ Routing:
 
     term                       encoder  decoder  discriminator
     adversarial_discriminator        ·        ·             +1
-    r1_r2                            ·        ·             +1
+    r1_r2                            ·        ·           +0.3
     adversarial_inference           +1       +1              ·
 
 All three move at once, from the same pairs (their algorithm 1). The encoder's part of `adversarial_inference` does not
@@ -74,7 +74,7 @@ class Config:
         "none", "the same in the discriminator", choices=("batch", "group", "layer", "none")
     )
     penalty: str = option("r1-r2", "penalty on the slope of the discriminator, at all its pairs", choices=PENALTIES)
-    penalty_weight: float = option(1.0, "weight of the penalty")
+    penalty_weight: float = option(0.3, "weight of the penalty")
     spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
     learning_rate: float = option(5e-4, "Adam's learning rate of encoder and decoder")
     learning_rate_discriminator: float | None = option(None, "of the discriminator; none: the same")

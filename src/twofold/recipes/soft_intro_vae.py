@@ -63,7 +63,7 @@ class Config:
     latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
     beta_rec: float = option(4.0, "β_rec: weight of the summed squared error, of data and of fakes")
     beta_kl: float = option(1.0, "β_kl: weight of the KL of data, and of fakes in the decoder's phase")
-    beta_neg: float = option(2.0, "β_neg: weight of the KL of fakes inside the exponential")
+    beta_neg: float = option(8.0, "β_neg: weight of the KL of fakes inside the exponential")
     scale: float | None = option(None, "s: scale of the whole objective; none: 1 / number of values")
     vae_examples: int = option(0, "examples of an ordinary VAE before the encoder begins to judge")
     arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
