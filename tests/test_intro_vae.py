@@ -141,13 +141,14 @@ def kls_after(name: str, steps: int, **options) -> tuple[float, float, float]:
         return real, fake, (error / (test - x[:1500].mean(0)).square().mean()).item()
 
 
+HARD = {"alpha": 1.0, "alpha_decoder": 0.02, "beta": 4.0}
 SOFT = {"beta_rec": 2.0, "beta_kl": 0.3, "beta_neg": 1.0}
 
 
 @pytest.mark.parametrize(
     ("name", "options", "control"),
     [
-        ("intro-vae", {"alpha": 1.0, "alpha_decoder": 0.1}, {"alpha": 0.0}),
+        ("intro-vae", HARD, HARD | {"alpha": 0.0}),
         ("soft-intro-vae", SOFT, SOFT | {"vae_examples": 10**9}),
     ],
 )
