@@ -35,7 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
-    "recipes": {*MATHS, "rollouts", "autoencoders"},
+    "joint_inference": {*MATHS, "rollouts", "autoencoders"},
+    "introspection": {*MATHS, "rollouts", "autoencoders"},
+    "recipes": {*MATHS, "rollouts", "autoencoders", "joint_inference", "introspection"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -87,6 +89,8 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "recipe",
         "rollouts",
         "autoencoders",
+        "joint_inference",
+        "introspection",
         "recipes",
     )
 } | {
@@ -126,6 +130,7 @@ ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {
         "recipes/vq_vae.py",
         "detach",
     ): "the codebook's moving averages and the nearest code are constants: sg[] of the paper",
+    ("introspection.py", "detach"): "the encoder judges a reconstruction as given: sg[x_r] of IntroVAE's eq. 11",
 }
 """(file, word): why this recipe may contain it: stop-gradients that are part of the objective."""
 
@@ -266,7 +271,7 @@ def test_heavy_packages_are_not_imported_before_they_are_needed(code):
 # Routing.
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "rollouts.py"])
+@pytest.mark.parametrize("name", [*RECIPES, "rollouts.py", "autoencoders.py", "joint_inference.py", "introspection.py"])
 @pytest.mark.parametrize("word", ["backward", "zero_grad", "requires_grad_", "requires_grad", "detach", "no_grad"])
 def test_recipes_do_not_route_gradient(name, word):
     used = [

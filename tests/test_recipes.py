@@ -38,6 +38,7 @@ SMALL_OF = {
     **{name: {"arch": "conv"} for name in ("alpha-gan-paper", "factor-vae-paper")},
     # Four ReLUs without a norm may all be dead.
     "aae-paper": {"width": 16},
+    "soft-intro-vae-2d": {"width": 16},
     **{name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")},
 }
 NO_LABELS = (

@@ -32,7 +32,7 @@ from twofold.terms.matching import feature_reconstruction
 from twofold.terms.penalty import gradient_penalty, r1, r2
 
 POSTERIORS = ("normal", "deterministic", "implicit")
-CODE_PRIORS = ("normal", "uniform", "mixture", "swiss-roll")
+CODE_PRIORS = ("normal", "uniform", "sphere", "mixture", "swiss-roll")
 LABELLED_PRIORS = ("mixture", "swiss-roll")
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -50,7 +50,8 @@ class Prior:
 
     latent: int
     kind: str = "normal"
-    """"normal" N(0, std²), "uniform" U(-1, 1), or in the plane "mixture" (petals) and "swiss-roll"."""
+    """"normal" N(0, std²), "uniform" U(-1, 1), "sphere" (of radius √latent), or in the plane "mixture" (petals) and
+    "swiss-roll"."""
     std: float = 1.0
     components: int = 10
     """Parts of the mixture or the roll; labels choose among them."""

@@ -175,6 +175,38 @@ ENTRIES = (
         "the same, matched by the maximum mean discrepancy", "wae", "mmd_variant",
     ),
     Entry(
+        "ali", HYBRID, "Dumoulin et al., Adversarially Learned Inference", 2017, ANY, AUTOENCODE,
+        "encoder and decoder as two joints that one discriminator of pairs compares", "ali",
+    ),
+    Entry(
+        "bigan", HYBRID, "Donahue et al., Adversarial Feature Learning", 2017, ANY, AUTOENCODE,
+        "the same with an encoder without noise", "bigan",
+    ),
+    Entry(
+        "bigan-paper", HYBRID, "Donahue et al., permutation-invariant MNIST", 2017, ANY, AUTOENCODE,
+        "two layers of 1,024 units, 50 codes under U(-1, 1)", "bigan", "paper",
+    ),
+    Entry(
+        "age", HYBRID, "Ulyanov et al., It Takes (Only) Two: Adversarial Generator-Encoder Networks", 2018, ANY,
+        AUTOENCODE, "generator against encoder, by the moments of batches of codes", "age",
+    ),
+    Entry(
+        "intro-vae", HYBRID, "Huang et al., IntroVAE", 2018, ANY, (*AUTOENCODE, "elbo"),
+        "a VAE whose encoder judges its samples by their KL, up to a margin", "intro_vae",
+    ),
+    Entry(
+        "intro-vae-paper", HYBRID, "Huang et al., the released networks", 2018, ("image",), (*AUTOENCODE, "elbo"),
+        "residual networks, 512 codes, margin 120", "intro_vae", "paper",
+    ),
+    Entry(
+        "soft-intro-vae", HYBRID, "Daniel & Tamar, Soft-IntroVAE", 2021, ANY, (*AUTOENCODE, "elbo"),
+        "the same by an exponential of the whole evidence bound", "soft_intro_vae",
+    ),
+    Entry(
+        "soft-intro-vae-2d", HYBRID, "Daniel & Tamar, eight Gaussians in the plane", 2021, ANY,
+        (*AUTOENCODE, "elbo"), "four layers of 256 units, at first an ordinary VAE", "soft_intro_vae", "plane",
+    ),
+    Entry(
         "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
         (*AUTOENCODE, "elbo"), "match, likelihood, realism and who sees what, each an option", "hybrid",
     ),
