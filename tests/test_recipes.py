@@ -35,7 +35,8 @@ SMALL_OF = {
     "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none
     # Their networks for 64×64 images have tests of their own.
     "vae-gan-paper": {"arch": "conv", "feature_layer": None},
-    **{name: {"arch": "conv"} for name in ("alpha-gan-paper", "factor-vae-paper")},
+    **{name: {"arch": "conv"} for name in ("alpha-gan-paper", "factor-vae-paper", "ali-paper")},
+    "age-paper": {"arch": "conv", "norm_encoder": "none"},
     # Four ReLUs without a norm may all be dead.
     "aae-paper": {"width": 16},
     "soft-intro-vae-2d": {"width": 16},

@@ -179,6 +179,10 @@ ENTRIES = (
         "encoder and decoder as two joints that one discriminator of pairs compares", "ali",
     ),
     Entry(
+        "ali-paper", HYBRID, "Dumoulin et al., the CIFAR-10 model", 2017, ("image",), AUTOENCODE,
+        "their table of networks, 64 codes, maxout and dropout in the discriminator", "ali", "paper", side=32,
+    ),
+    Entry(
         "bigan", HYBRID, "Donahue et al., Adversarial Feature Learning", 2017, ANY, AUTOENCODE,
         "the same with an encoder without noise", "bigan",
     ),
@@ -189,6 +193,10 @@ ENTRIES = (
     Entry(
         "age", HYBRID, "Ulyanov et al., It Takes (Only) Two: Adversarial Generator-Encoder Networks", 2018, ANY,
         AUTOENCODE, "generator against encoder, by the moments of batches of codes", "age",
+    ),
+    Entry(
+        "age-paper", HYBRID, "Ulyanov et al., the CIFAR-10 model", 2018, ("image",), AUTOENCODE,
+        "the released networks, 128 codes on the sphere", "age", "paper", side=32,
     ),
     Entry(
         "intro-vae", HYBRID, "Huang et al., IntroVAE", 2018, ANY, (*AUTOENCODE, "elbo"),

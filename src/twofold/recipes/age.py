@@ -28,11 +28,11 @@ Routing:
 At the equilibrium all three KLs are 0. The stop-gradient is routing here: G does not move in the encoder's phase, and
 its samples do not depend on E.
 
-`--arch paper` has the released DCGAN networks for images of 32×32, and `paper` the rest of the CIFAR-10 run.
+Preset: `age-paper` has the released DCGAN networks, for images of 32×32, and the rest of the CIFAR-10 run.
 
 Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at
 best and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and
-averages the KL over dimensions and L1 over values; ours are sums, and `paper` says what its weights become. The rate is
+averages the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The rate is
 not halved on the way. Networks size themselves to the data.
 """
 

@@ -23,10 +23,10 @@ All three move at once, from the same pairs (their algorithm 1). The encoder's p
 depend on the decoder nor the decoder's on the encoder, so one sum serves both. q(z|x) is a Normal; `encode` returns its
 mean.
 
-`--arch paper` has the networks of their CIFAR-10 table for images of 32×32, and `paper` the rest of that run.
+Preset: `ali-paper` has the networks of their CIFAR-10 table, for images of 32×32, and the rest of that run.
 
 Deviations: by default the discriminator's slope at its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
-without it the small networks collapse on digits. Networks size themselves to the data. In `paper`: tanh for the
+without it the small networks collapse on digits. Networks size themselves to the data. In `ali-paper`: tanh for the
 sigmoid, as our images are in [-1, 1]; the encoder emits a log variance instead of log σ; the decoder's bias of every
 pixel starts at 0 instead of the training set's log odds. β₂ is 0.999: the paper's table has 10⁻³, the released code
 Adam's usual.
