@@ -32,8 +32,8 @@ Preset: `age-paper` has the released DCGAN networks, for images of 32×32, and t
 
 Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at
 best and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and
-averages the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The rate is
-not halved on the way. Networks size themselves to the data.
+averages the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The
+rate is not halved on the way. Networks size themselves to the data.
 """
 
 from __future__ import annotations
