@@ -135,7 +135,8 @@ ENTRIES = (
         (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),
     Entry(
-        "factor-vae-paper", HYBRID, "Kim & Mnih, the 2D Shapes model", 2018, ("image",), (*AUTOENCODE, "elbo", "iw_bound"),
+        "factor-vae-paper", HYBRID, "Kim & Mnih, the 2D Shapes model", 2018, ("image",),
+        (*AUTOENCODE, "elbo", "iw_bound"),
         "64×64 networks, a critic of six layers of 1,000 units, γ = 35", "factor_vae", "paper", side=64,
     ),
     Entry(
