@@ -7,6 +7,7 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, from_model, load, to_model
+from twofold.data import Batches, Data, from_model, is_built_in, load, to_model
 from twofold.device import autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -172,9 +173,8 @@ def train(
     # Refused before anything is written: a batch larger than the data, a tracker that is not there.
     batches(plan)
     writer = _tensorboard() if tensorboard else None
-    run = _open_run(plan, out, resume)
     watch = watch or Silent()
-    with _own_randomness(plan), _stop_requests() as requests:
+    with _opened(plan, out, resume) as run, _own_randomness(plan), _stop_requests() as requests:
         session = _Session(plan, run, watch, requests, writer)
         resumed = session.restore()
         watch.start(plan)
@@ -242,18 +242,37 @@ def batches(plan: Plan) -> Batches:
 # The run directory.
 
 
-def _open_run(plan: Plan, out: str | Path | None, resume: bool) -> Run:
-    if resume:
-        if out is None:
-            raise InputError("resume needs the run to go on with: give out (--out DIR)")
-        if (Path(out) / "config.json").exists():
-            run = Run.open(out)
-            before = record_of(run)
-            _refuse_changes(before, plan.record)
-            if before["train"]["examples"] != plan.settings.examples:
-                run.replace_config(plan.record)
-            return run
-    return Run.create(out if out is not None else _fresh_directory(plan), plan.record)
+@contextmanager
+def _opened(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
+    """The run, new or to be gone on with, held for this process until the context ends."""
+    if resume and out is None:
+        raise InputError("resume needs the run to go on with: give out (--out DIR)")
+    path = Path(out) if out is not None else _fresh_directory(plan)
+    record = {
+        **plan.record,
+        "data": {**plan.data_record, "path_from_run": _path_from(path, plan.data_record["source"])},
+    }
+    if not (resume and (path / "config.json").exists()):
+        with Run.create(path, record).writing() as run:
+            yield run
+        return
+    _refuse_changes(record_of(Run.open(path)), record)  # before the lock, which may have to be made
+    with Run.open(path).writing() as run:
+        before = record_of(run)
+        _refuse_changes(before, record)
+        if before["train"]["examples"] != plan.settings.examples:
+            run.replace_config(record)
+        yield run
+
+
+def _path_from(run: Path, source: str | None) -> str | None:
+    """The way from the run directory to the data, by which another folder's process finds it, or None: built in."""
+    if source is None or is_built_in(source):
+        return None
+    try:
+        return os.path.relpath(os.path.realpath(os.path.expanduser(source)), os.path.realpath(run))
+    except ValueError:  # another drive of Windows
+        return None
 
 
 def _fresh_directory(plan: Plan) -> Path:
@@ -513,6 +532,7 @@ class _Session:
             "stage": self.stage,
             "progress": {k: getattr(progress, k) for k in ("step", "examples", "skipped", "plays")},
             "seconds": self.seconds,
+            "records": len(self.run.metrics()),
             "training": record,
         }
         weights = self.plan.recipe.nets.state_dict()
@@ -530,6 +550,7 @@ class _Session:
         Raises `InputError` if it is damaged: going on from an older one would forget the newer in silence.
         """
         if not self.run.checkpoints():
+            self.run.truncate_metrics(-1)  # of a beginning that was killed before it saved anything
             return False
         try:
             saved = self.run.load_checkpoint()
@@ -552,7 +573,7 @@ class _Session:
         for name, value in saved.state["progress"].items():
             setattr(self.progress, name, value)
         self.seconds = saved.state["seconds"]
-        self.run.truncate_metrics(saved.examples)
+        self.run.truncate_metrics(saved.examples, saved.state.get("records"))
         return True
 
     def _curves(self) -> None:
@@ -580,7 +601,7 @@ class _Session:
                 "peak_memory_bytes": peak_memory_bytes(self.plan.device),
             },
             pictures={},
-            command=command(self.plan, self.run.path),
+            command=command(self.plan, self.run.path, private=True),
         )
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -619,9 +640,15 @@ def _phases(stage: Stage) -> str:
     return "\n".join(f"stage {stage.name}: {phase_title(phase)}" for phase in stage.game.phases)
 
 
-def command(plan: Plan, out: Path) -> str:
-    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it)."""
-    words = ["twofold", "train", plan.name, "--data", plan.data_record["source"] or "YOUR_DATA", "--out", str(out)]
+def command(plan: Plan, out: Path, *, private: bool = False) -> str:
+    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it).
+
+    private: paths that lead out of the current folder are cut to their last name: reports are passed on.
+    """
+    shown = _public if private else str
+    source = plan.data_record["source"]
+    data = source if source is None or is_built_in(source) else shown(Path(source))
+    words = ["twofold", "train", plan.name, "--data", data or "YOUR_DATA", "--out", shown(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
     always = ("examples", "batch_size", "seed")
     for name, value in {**asdict(plan.config), **asdict(plan.settings)}.items():
@@ -631,6 +658,14 @@ def command(plan: Plan, out: Path) -> str:
         if value is not None and value is not False:
             words += _flag("range" if name == "value_range" else name, value)
     return shlex.join(words)
+
+
+def _public(path: Path) -> str:
+    """`path` relative to the current folder, or its last name alone where it lies elsewhere."""
+    try:
+        return str(Path(os.path.abspath(path)).relative_to(os.getcwd()))
+    except ValueError:
+        return path.name
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from twofold.data.catalogue import Source, sources
+from twofold.data.catalogue import Source, is_built_in, sources
 
 if TYPE_CHECKING:
     from twofold.data.arrays import raw
@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "describe",
     "from_model",
+    "is_built_in",
     "load",
     "ordered",
     "raw",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -364,8 +365,8 @@ def _check_values(array: np.ndarray, reading: Reading, name: str) -> None:
 def _given_labels(labels: Any, own: Any, name: str, train: int, test: int, notes: list[str]) -> tuple[Any, Any]:
     """Labels given beside the source, for the training examples and then the test examples."""
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(labels))
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise InputError(f"{name}: labels {str(labels)!r} is not a file")
         labels = read_labels(path)
     if own is not None:

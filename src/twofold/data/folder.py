@@ -206,8 +206,8 @@ def _with_given_labels(
         raise InputError(f"{root.name}: labels beside a folder with splits are not supported; use class subfolders")
     labels = options.labels
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(labels))
+        if not os.path.isfile(path):
             raise InputError(f"{root.name}: labels {str(labels)!r} is not a file")
         labels = read_labels(path)
     labels = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
