@@ -43,7 +43,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overview": {*BASE, "game", "recipe", "recipes"},
     "model": {*BASE, "data", "latents", "recipe", "recipes", "run"},
     "using": {*BASE, "data", "model", "run", "pictures"},
-    "training": {*BASE, "data", "device", "game", "model", "pictures", "recipe", "recipes", "report", "run", "twofold"},
+    "training": {
+        *BASE,
+        "data",
+        "device",
+        "game",
+        "model",
+        "pictures",
+        "recipe",
+        "recipes",
+        "report",
+        "resuming",
+        "run",
+        "twofold",
+    },
+    "resuming": {"errors", "game"},
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
     "__main__": {"cli"},
@@ -77,6 +91,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "model": {"torch", "numpy"},
     "using": {"torch", "numpy"},
     "training": {"torch"},
+    "resuming": {"torch"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 

@@ -280,7 +280,9 @@ def test_a_network_gone_bad_is_noticed_in_the_next_step_and_named(tmp_path, name
     poison = Poison()
     config = twofold.recipes.default_config(twofold.recipes.find(name))
     known = {k: v for k, v in {**TINY, **FAMILIES[name]}.items() if hasattr(config, k)}
-    with pytest.raises(TrainingError, match=r"term '(\w+)', which trains [\w ]+, was not finite at step (\d+)") as error:
+    with pytest.raises(
+        TrainingError, match=r"term '(\w+)', which trains [\w ]+, was not finite at step (\d+)"
+    ) as error:
         train(name, data=X, out=tmp_path / "run", examples=10_000, batch_size=8, watch=poison, **known)
     step = int(str(error.value).split("at step ")[1].split(";")[0])
     games = poison.plan.recipe.stages[0].game

@@ -263,17 +263,13 @@ def _is_at(handle: int, file: Path) -> bool:
         return False
 
 
-if sys.platform == "win32":
-
-    def _lock(handle: int) -> None:
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
         import msvcrt
 
         os.lseek(handle, 2**30, os.SEEK_SET)  # beyond the content, which others may then read
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-else:
-
-    def _lock(handle: int) -> None:
+    else:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

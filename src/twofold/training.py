@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.model import Model, evaluating, record_of, restore
 from twofold.recipe import Recipe, optimizer_text
+from twofold.resuming import restore_progress, restore_random, saved_seconds, saved_stage
 from twofold.run import Run, flatten_state, unflatten_state
 
 PICTURES = 9
@@ -557,23 +559,21 @@ class _Session:
         except InputError as error:
             raise InputError(f"{error}. To resume from an older checkpoint, remove the damaged one's folder") from None
         restore(self.plan.recipe.nets, saved.tensors.get("weights", {}), "weights")
-        for k in range(saved.state["stage"] + 1):
+        for k in range(saved_stage(saved.state, len(self.plan.recipe.stages)) + 1):
             self._enter(k)
         assert self.progress is not None
         restore(self.averages, saved.tensors.get("averages", {}), "averages")
-        changing = unflatten_state(saved.tensors["training"], saved.state["training"])
-        for name, optimizer in self.progress.optimizers.items():
-            optimizer.load_state_dict(changing["optimizers"][name])
-        self.progress.generator.set_state(changing["generator"])
-        for name, value in changing["first_bad"].items():
-            self.progress.first_bad[name].copy_(value)
-        torch.set_rng_state(changing["random"])
-        if self.plan.device.type == "cuda" and changing["device_random"] is not None:
-            torch.cuda.set_rng_state(changing["device_random"], self.plan.device)
-        for name, value in saved.state["progress"].items():
-            setattr(self.progress, name, value)
-        self.seconds = saved.state["seconds"]
-        self.run.truncate_metrics(saved.examples, saved.state.get("records"))
+        changing = unflatten_state(saved.tensors.get("training", {}), saved.state.get("training"))
+        game = self.plan.recipe.stages[self.stage].game
+        restore_progress(game, self.progress, saved.state.get("progress"), changing)
+        restore_random(torch.set_rng_state, changing.get("random"))
+        if self.plan.device.type == "cuda" and changing.get("device_random") is not None:
+            restore_random(partial(torch.cuda.set_rng_state, device=self.plan.device), changing["device_random"])
+        self.seconds = saved_seconds(saved.state)
+        if self.examples != saved.examples:
+            raise InputError(f"the checkpoint at {saved.examples} examples says it is at {self.examples}; use another")
+        records = saved.state.get("records")
+        self.run.truncate_metrics(saved.examples, records if isinstance(records, int) and records >= 0 else None)
         return True
 
     def _curves(self) -> None:
