@@ -210,8 +210,8 @@ def test_a_full_disk_ends_with_one_line_and_resumes(tmp_path, limit):
     assert "Traceback" not in result.stderr and "File too large" in result.stderr
     if limit == 200:
         assert not (tmp_path / "run").exists()
-    words = dict(latent=3, width=4, hidden=5, examples=128)
-    assert train("vae", data="digits", out=tmp_path / "run", resume=True, **words).examples == 128
+    sizes = {**TINY, "examples": 128}
+    assert train("vae", data="digits", out=tmp_path / "run", resume=True, **sizes).examples == 128
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -74,6 +74,11 @@ POSITIVE = frozenset(
     ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
 )
 NOT_NEGATIVE = frozenset(("depth", "hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+LAYERS = frozenset(
+    ("depth", "code_depth", "depth_discriminator", "blocks", "halvings", "positions", "categorical_codes")
+)
+LAYERS_LIMIT = 1000
+"""Each layer costs time to build before its size is known: a record from elsewhere must not ask for millions."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -81,6 +86,7 @@ def _check_range(name: str, value: Any) -> None:
         return
     require(math.isfinite(value), f"option {name} is {value}; give a finite number")
     require(name not in COUNTS or value >= 1, f"{name} is {value}; it starts at 1")
+    require(name not in LAYERS or value <= LAYERS_LIMIT, f"{name} is {value}; it ends at {LAYERS_LIMIT}")
     require(name not in POSITIVE or value > 0, f"{name} is {value}; it must be above 0")
     require(name not in NOT_NEGATIVE or value >= 0, f"{name} is {value}; it starts at 0")
     require(name not in ("beta1", "beta2") or 0 <= value < 1, f"{name} is {value}; allowed: from 0 to below 1")

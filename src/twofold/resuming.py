@@ -16,7 +16,7 @@ from twofold.game import Game, Progress
 def saved_stage(state: Mapping[str, Any], stages: int) -> int:
     """The stage that the checkpoint's record names. Raises `InputError` if there is no such stage."""
     stage = state.get("stage")
-    if not _is_count(stage) or stage >= stages:
+    if not isinstance(stage, int) or not 0 <= stage < stages:
         raise _unfit(f"it is of stage {str(stage)[:40]} of {stages}")
     return stage
 
