@@ -5,8 +5,8 @@ metrics.jsonl), `Spec.from_json`, and `data.load` (.npy, .npz, idx, CSV, labels,
 
 Each input is a valid file with a few mutations (bits, bytes, numbers, cuts, repeats, pieces of other files), or a
 record of JSON with a few values exchanged. Checksums are made right again, so that the reader behind them is reached.
-Reading must end with a result or with an `InputError` of one line, within seconds and in a bounded amount of memory; all
-else is a finding, is printed with its seed, and makes the exit code 1.
+Reading must end with a result or with an `InputError` of one line, within seconds and in a bounded amount of memory;
+all else is a finding, is printed with its seed, and makes the exit code 1.
 """
 
 from __future__ import annotations

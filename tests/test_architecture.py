@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "game",
         "model",
         "pictures",
+        "processes",
         "recipe",
         "recipes",
         "report",
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "twofold",
     },
     "resuming": {"errors", "game"},
+    "processes": {"errors"},
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
     "__main__": {"cli"},
@@ -92,6 +94,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "using": {"torch", "numpy"},
     "training": {"torch"},
     "resuming": {"torch"},
+    "processes": {"torch"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 
