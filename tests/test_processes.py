@@ -82,10 +82,10 @@ def together(tmp_path_factory) -> Path:
     """Every case in two processes, then some of them again: cut in the middle and gone on with by one process."""
     folder = tmp_path_factory.mktemp("two")
     jobs = [
-        (name, {"out": str(folder / case), "examples": 160, "batch_size": 16, "device": "cpu", **sized(name), **more})
+        (name, {"out": str(folder / case), "examples": 96, "batch_size": 16, "device": "cpu", **sized(name), **more})
         for case, (name, more) in CASES.items()
     ]
-    shorter = [(name, {**options, "examples": 80, "out": options["out"] + "-half"}) for name, options in jobs[:5:4]]
+    shorter = [(name, {**options, "examples": 48, "out": options["out"] + "-half"}) for name, options in jobs[:5:4]]
     refused = [("vq-vae", {**jobs[0][1], "out": str(folder / "vq"), "width": 16, "latent": 3}), ("vae", jobs[0][1])]
     uneven = [("vae", {**jobs[0][1], "out": str(folder / "uneven"), "batch_size": 15})]
     said = launch([*jobs, *shorter, *refused, *uneven])
@@ -99,29 +99,27 @@ def sized(name: str) -> dict:
 
 
 def distance(a: Path, b: Path) -> float:
-    """The largest difference between two runs' weights, relative to the largest weight of the tensor."""
-    worst = 0.0
+    """‖a - b‖ / ‖a‖ over all weights and running statistics of two runs."""
     one, other = (Run.open(path).load_checkpoint().tensors["weights"] for path in (a, b))
     assert one.keys() == other.keys()
-    for name, w in one.items():
-        if w.is_floating_point():
-            worst = max(worst, float((w - other[name]).abs().max() / w.abs().max().clamp_min(1e-3)))
-    return worst
+    pairs = [(w.double(), other[name].double()) for name, w in one.items() if w.is_floating_point()]
+    apart = sum(float((u - v).square().sum()) for u, v in pairs)
+    return (apart / sum(float(u.square().sum()) for u, _ in pairs)) ** 0.5
 
 
 def alone(out: Path, case: str, **changes) -> None:
     name, more = CASES[case]
-    train(name, **{"data": X, "out": out, "examples": 160, "batch_size": 16, **sized(name), **more, **changes})
+    train(name, **{"data": X, "out": out, "examples": 96, "batch_size": 16, **sized(name), **more, **changes})
 
 
 @pytest.mark.parametrize("case", ["vae", "dcgan", "wgan-gp", "vae-gan", "vae-gan-released", "iwae"])
 def test_two_processes_train_what_one_trains(together, tmp_path, case):
     """The same batches, the same noise, BatchNorm over the whole batch: what is left is the order of additions in
-    float32, which Adam magnifies where a gradient is near 0."""
+    float32, about 1e-7, which Adam and RMSprop magnify where a gradient is near 0: a few steps, and 1e-3."""
     alone(tmp_path / "one", case)
     alone(tmp_path / "other seed", case, seed=1)
     near, far = distance(tmp_path / "one", together / case), distance(tmp_path / "one", tmp_path / "other seed")
-    assert near < 2e-3 and near < far / 100, (near, far)
+    assert near < 1e-3 and near < far / 100, (near, far)
     one, two = ([r for r in Run.open(p).metrics() if "seconds" in r] for p in (tmp_path / "one", together / case))
     for a, b in zip(one, two, strict=True):
         assert a["examples"] == b["examples"]
@@ -132,14 +130,14 @@ def test_two_processes_train_what_one_trains(together, tmp_path, case):
 
 def test_bf16_and_accumulation_train_in_two_processes(together):
     model = twofold.load(together / "vae-accumulated-bf16")
-    assert model.examples == 160 and all(w.dtype == torch.float32 for w in model.nets.parameters())
+    assert model.examples == 96 and all(w.dtype == torch.float32 for w in model.nets.parameters())
 
 
 def test_resume_across_a_change_of_process_count(together, tmp_path):
     for case in ("vae", "vae-gan"):
         alone(together / f"{case}-half", case, resume=True)
         alone(tmp_path / case, case)
-        assert distance(tmp_path / case, together / f"{case}-half") < 2e-3
+        assert distance(tmp_path / case, together / f"{case}-half") < 1e-3
 
 
 def test_only_the_main_process_writes_and_all_are_refused_alike(together):

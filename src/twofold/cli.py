@@ -342,6 +342,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="NAME", help="a file of labels, an array's key or a column's name")
     group.add_argument("--strict", action="store_true", help="refuse broken files instead of leaving them out")
     group.add_argument("--holdout", type=_number, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
+    group.add_argument(
+        "--cache", type=_path, metavar="DIR", help="keep the pixels of a folder too large for memory here, decoded once"
+    )
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -352,6 +355,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "labels": arguments.labels,
         "strict": arguments.strict or None,
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
+        "cache": arguments.cache,
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -196,7 +196,7 @@ def _read(path: Path, limit: int) -> bytes:
         if status.st_size > limit:
             raise InputError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
         with open(path, "rb") as file:
-            return file.read(limit)
+            return file.read(min(limit, status.st_size))  # `read` makes room for all that it is asked for
     except OSError as error:
         raise InputError(f"cannot read {path}: {_one_line(error)}") from error
 

@@ -147,7 +147,7 @@ def _no_data(data_options: Mapping[str, Any]) -> InputError:
     )
 
 
-DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout")
+DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout", "cache")
 """What a run remembers of how its data was read."""
 
 

@@ -45,6 +45,7 @@ class Options:
     holdout: float = 0.1
     seed: int = 0
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+    cache: str | os.PathLike[str] | None = None
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `InputError` if any of the named options was given."""

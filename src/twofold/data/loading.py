@@ -33,6 +33,7 @@ def load(
     holdout: float = 0.1,
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Data:
     """Any source of images or vectors.
 
@@ -50,6 +51,7 @@ def load(
     holdout: fraction of the examples kept as the test split where the source has none of its own; 0 for no test split.
     seed: of that split, and of nothing else.
     memory_limit_bytes: folders and .npy files larger than this when decoded are read on access.
+    cache: a folder in which the pixels of such a folder of images are kept once they were decoded.
 
     Images are (examples, height, width) or with a channel axis, first or last; (examples, features) are vectors, which
     models see standardised by the mean and standard deviation of the training split. Nothing is unpickled.
@@ -61,7 +63,7 @@ def load(
     ((1, 28, 28), 18, 2)
     """
     options = Options(
-        _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes
+        _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes, cache
     )
     _check_split(holdout, seed)
     if isinstance(source, Data):
