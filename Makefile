@@ -33,5 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
 	@touch $(STAMP)
 
+# Beside pythae, in an environment of its own: the peer is no dependency.
+bench: $(STAMP)
+	$(BIN)/python bench/speed.py floor
+	$(BIN)/python bench/speed.py data
+	$(BIN)/python bench/speed.py startup
+	$(PYTHON) -m venv build/bench
+	build/bench/bin/pip install --quiet --constraint constraints.txt pythae --editable .
+	build/bench/bin/python bench/speed.py peers
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

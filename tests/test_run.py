@@ -23,6 +23,7 @@ from torch import nn
 from twofold import run as run_module
 from twofold.errors import InputError
 from twofold.run import (
+    BusyError,
     Run,
     SaveError,
     flatten_state,
@@ -1001,3 +1002,67 @@ def test_unflatten_refuses_deep_nesting() -> None:
         unflatten_state({}, record)
     while record:  # taken apart by hand: freeing it in one go would recurse as well
         record = record[0]
+
+
+# The lock ----------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from twofold.run import Run
+with Run.open(sys.argv[1]).writing():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_kill_9_frees_the_run(run: Run) -> None:
+    """The lock is the operating system's: what a killed process leaves behind stops nobody."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        refused = rf"another process \(process {holder.pid}\) is writing .*; wait for it, or choose another --out"
+        with pytest.raises(BusyError, match=refused), run.writing():
+            pass
+        assert Run.open(run.path).checkpoints() == []  # reading is free
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (run.path / ".lock").exists()
+    with run.writing() as mine:
+        save(mine, 1)
+        with pytest.raises(BusyError, match=f"process {os.getpid()}"), run.writing():  # also within one process
+            pass
+    assert not (run.path / ".lock").exists()
+
+
+def test_writing_gives_the_run_as_it_is_now(run: Run) -> None:
+    other = Run.open(run.path)
+    other.replace_config({"recipe": "changed"})
+    with run.writing() as now:
+        assert now.config == {"recipe": "changed"}
+
+
+def test_a_lock_file_that_was_removed_meanwhile_locks_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before its holder removed it, locked after: the lock of a file without a name must not count."""
+    take, calls = run_module._take, []
+
+    def late(handle: int, path: Path) -> None:
+        if not calls:
+            os.unlink(path / ".lock")
+        calls.append(handle)
+        take(handle, path)
+
+    monkeypatch.setattr(run_module, "_take", late)
+    with run.writing():
+        assert len(calls) == 2
+        with pytest.raises(BusyError), run.writing():
+            pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (run.path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(SaveError, match="cannot write"), run.writing():
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"

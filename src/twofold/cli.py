@@ -448,6 +448,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="refuse broken files instead of leaving them out")
     group.add_argument("--holdout", type=_number, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
     group.add_argument("--classes", type=_names, metavar="K,K", help="keep the examples of these classes only")
+    group.add_argument(
+        "--cache", type=_path, metavar="DIR", help="keep the pixels of a folder too large for memory here, decoded once"
+    )
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -459,6 +462,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "strict": arguments.strict or None,
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
         "classes": arguments.classes,
+        "cache": arguments.cache,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -479,9 +483,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bf16"),
+        choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="bf16: multiply in bfloat16, keep weights in float32 (default: float32)",
+        help="bf16, fp16: multiply in 16 bits, keep weights in float32 (default: float32)",
     )
     parser.add_argument("--flip", action="store_true", help="mirror images left-right at random")
     parser.add_argument("--crop", type=_whole, default=0, metavar="P", help="move images by up to P pixels at random")
@@ -694,6 +698,8 @@ def _train(arguments: argparse.Namespace) -> int:
         **common,
     )
     assert model.run is not None
+    if os.environ.get("RANK", "0") != "0":  # one of several processes; the main one says it
+        return 0
     path = model.run.path
     print(f"trained {arguments.name} on {model.examples:,} examples: {path}")
     print(f"look at {path / 'report.html'}, or: twofold sample {shlex.quote(str(path))} -n 64")

@@ -118,10 +118,13 @@ class GradientBalance:
         if state.examples < self.begin:
             return 0.0
         parameter = self.at(state.nets)
-        norms = [
-            torch.autograd.grad(state.losses[name], parameter, retain_graph=True)[0].norm()
+        gradients = [
+            torch.autograd.grad(state.losses[name], parameter, retain_graph=True)[0]
             for name in (self.reference, self.term)
         ]
+        if state.reduce is not None:
+            state.reduce(gradients)
+        norms = [gradient.norm() for gradient in gradients]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, self.largest).detach()
 
     def __str__(self) -> str:
@@ -145,8 +148,10 @@ class Equilibrium:
     def decide(self, state: State) -> tuple[bool, bool]:
         """(discriminator moves, decoder moves)."""
         if self not in state.memo:
-            costs = torch.stack([self.real(state).detach(), self.fake(state).detach()]).tolist()
-            state.memo[self] = equilibrium_rule(*costs, target=self.target, margin=self.margin)
+            costs = torch.stack([self.real(state).detach(), self.fake(state).detach()])
+            if state.reduce is not None:  # processes that decide differently would wait for each other for ever
+                state.reduce([costs])
+            state.memo[self] = equilibrium_rule(*costs.tolist(), target=self.target, margin=self.margin)
         return state.memo[self]
 
     @property

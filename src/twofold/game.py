@@ -54,6 +54,8 @@ class State:
     """The due terms' losses with their graphs. Empty until all of them are evaluated."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """A place for coefficients to share work within one play."""
+    reduce: Callable[[list[Tensor]], None] | None = None
+    """Averages tensors over the processes that share the batch, in place; None in one process."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rollout[name]
@@ -275,6 +277,8 @@ def step(
     accumulate: int = 1,
     on_nonfinite: str = "stop",
     reduce: Callable[[list[Tensor]], None] | None = None,
+    replicas: int = 1,
+    loss_scale: float = 1.0,
 ) -> dict[str, Tensor]:
     """Play every due phase once (or its `repeats` times) and return each evaluated term's value.
 
@@ -285,6 +289,9 @@ def step(
         on_nonfinite: "stop" notes the term and step on the device (see `check_finite`) and plays on;
             "skip" waits for the device in every play and moves nobody if a gradient is not finite.
         reduce: averages the gradients of one play over processes, in place.
+        replicas: processes that share each batch; every one of them counts the whole batch's examples.
+        loss_scale: losses are multiplied by this before the backward passes and gradients divided by it after, so that
+            float16 can hold them; with any but 1 a play whose gradient is not finite moves nobody, as with "skip".
 
     Returns:
         A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), for
@@ -295,19 +302,20 @@ def step(
     values: dict[str, Tensor] = {}
     batch = draw()
     seen = _length(batch)
+    skip = on_nonfinite == "skip" or loss_scale != 1.0
     for phase in game.phases:
         if progress.step % phase.every:
             continue
         repeats = phase.repeats
         if callable(repeats):
-            repeats = repeats(_state(game, progress, batch))
+            repeats = repeats(_state(game, progress, batch, reduce))
         for k in range(repeats):
             if k:
                 batch = draw()
                 seen += _length(batch)
-            values |= _play(game, progress, phase, batch, accumulate, on_nonfinite == "skip", reduce)
+            values |= _play(game, progress, phase, batch, accumulate, skip, reduce, replicas, loss_scale)
     progress.step += 1
-    progress.examples += seen
+    progress.examples += seen * replicas
     return values
 
 
@@ -324,8 +332,8 @@ def check_finite(game: Game, progress: Progress) -> None:
         raise NonFiniteError(term.name, list(term.to), when)
 
 
-def _state(game: Game, progress: Progress, batch: Batch) -> State:
-    return State(game.nets, batch, progress.examples, progress.step, progress.generator)
+def _state(game: Game, progress: Progress, batch: Batch, reduce: Callable[[list[Tensor]], None] | None = None) -> State:
+    return State(game.nets, batch, progress.examples, progress.step, progress.generator, reduce=reduce)
 
 
 def _length(batch: Batch) -> int:
@@ -349,6 +357,8 @@ def _play(
     accumulate: int,
     skip_nonfinite: bool,
     reduce: Callable[[list[Tensor]], None] | None,
+    replicas: int,
+    loss_scale: float,
 ) -> dict[str, Tensor]:
     """One play of one phase: rollout, losses, backward passes, moves."""
     terms = [term for term in phase.terms if progress.plays[phase.name] % term.every == 0]
@@ -364,13 +374,13 @@ def _play(
         for player in candidates:
             progress.optimizers[player].zero_grad(set_to_none=True)
         for part in _parts(batch, accumulate):
-            state = _state(game, progress, part)
+            state = _state(game, progress, part, reduce)
             state = replace(state, rollout=phase.rollout(state))
             losses = {term.name: _scalar(term, state) for term in terms}
             state = replace(state, losses=losses)
             weight = _length(part) / _length(batch)
             rows, functions = _rows(terms, state)
-            _backward(rows, losses, {term.name: weight * term.every for term in terms}, weights)
+            _backward(rows, losses, {term.name: loss_scale * weight * term.every for term in terms}, weights)
             moved |= {player for _, players in rows for player in players}
             with torch.no_grad():
                 measured = {name: measure(state) for name, measure in phase.measures.items()}
@@ -382,10 +392,13 @@ def _play(
             if reduce is not None:
                 for group in gradients.values():
                     reduce(group)
+            if loss_scale != 1.0:
+                for group in gradients.values():
+                    torch._foreach_mul_(group, 1 / loss_scale)
             if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
                 progress.skipped += 1
                 moved.clear()
-        _move(game, progress, moved, state, _length(batch))
+        _move(game, progress, moved, state, _length(batch) * replicas)
     return values
 
 

@@ -34,9 +34,13 @@ def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu"
     record = record_of(run)
     spec = Spec.from_json(record["spec"])
     saved = run.load_checkpoint(checkpoint)
+    weights = saved.tensors.get("weights", {})
+    # First without memory: a record may ask for networks of any size, the checkpoint has the size that is true.
+    with torch.device("meta"):
+        check_fit(recipes.build(record["recipe"], spec, record["config"])[1].nets, weights, "weights")
     with torch.random.fork_rng(devices=[]):
         _, recipe = recipes.build(record["recipe"], spec, record["config"])
-    restore(recipe.nets, saved.tensors.get("weights", {}), "weights")
+    restore(recipe.nets, weights, "weights")
     averages = saved.tensors.get("averages", {})
     averaged = {name.partition(".")[0] for name in averages}
     for name in sorted(averaged):
@@ -62,6 +66,12 @@ def record_of(run: Run) -> dict[str, Any]:
 
 def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     """Load `tensors` into `net`. Raises `InputError` if names or shapes are not the network's."""
+    check_fit(net, tensors, what)
+    net.load_state_dict(tensors)
+
+
+def check_fit(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Raise `InputError` if names or shapes of `tensors` are not the network's."""
     own = net.state_dict()
     if wrong := sorted(own.keys() ^ tensors.keys()):
         raise InputError(f"the checkpoint's {what} do not fit this recipe: {wrong[0]!r} is on one side only")
@@ -71,7 +81,6 @@ def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
                 f"the checkpoint's {what} do not fit this recipe: {name!r} has shape {tuple(tensor.shape)}, "
                 f"the network {tuple(own[name].shape)}"
             )
-    net.load_state_dict(tensors)
 
 
 @contextmanager

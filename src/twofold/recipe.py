@@ -88,6 +88,12 @@ POSITIVE = frozenset(
     ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
 )
 NOT_NEGATIVE = frozenset(("depth", "hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+LAYERS = frozenset(
+    ("depth", "code_depth", "depth_discriminator", "blocks", "halvings", "positions", "categorical_codes")
+)
+LAYERS_LIMIT, SIZE_LIMIT, EXAMPLES_LIMIT = 1000, 2**20, 10**12
+"""A record from elsewhere must not ask for millions of layers, each of which costs time to build, nor for sizes whose
+products are no 64-bit numbers."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -95,6 +101,8 @@ def _check_range(name: str, value: Any) -> None:
         return
     require(math.isfinite(value), f"option {name} is {value}; give a finite number")
     require(name not in COUNTS or value >= 1, f"{name} is {value}; it starts at 1")
+    limit = LAYERS_LIMIT if name in LAYERS else EXAMPLES_LIMIT if name.endswith("_examples") else SIZE_LIMIT
+    require(isinstance(value, float) or abs(value) <= limit, f"{name} is {value}; it ends at {limit:,}")
     require(name not in POSITIVE or value > 0, f"{name} is {value}; it must be above 0")
     require(name not in NOT_NEGATIVE or value >= 0, f"{name} is {value}; it starts at 0")
     require(name not in ("beta1", "beta2") or 0 <= value < 1, f"{name} is {value}; allowed: from 0 to below 1")

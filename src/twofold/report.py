@@ -77,7 +77,7 @@ def write_report(
         phases=phases,
         networks=_network_table(networks),
         cost=[(_words(name), quantity(name, value)) for name, value in cost.items()],
-        config=list(_flat(config)),
+        config=list(_flat(_public(config))),
         command=command,
         run_name=run.path.name,
     )
@@ -207,6 +207,22 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("name") or value.get("source") or "data"
     return str(value)[:80]
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without what says where on this machine things lie: reports are passed on."""
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        return dict(config)
+    options = data.get("options")
+    shown = {key: value for key, value in data.items() if key != "path_from_run"}
+    shown["source"] = _last_name(data.get("source"))
+    shown["options"] = {k: _last_name(v) for k, v in options.items()} if isinstance(options, Mapping) else options
+    return {**config, "data": shown}
+
+
+def _last_name(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _flat(record: Any, prefix: str = "") -> Sequence[tuple[str, str]]:

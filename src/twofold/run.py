@@ -8,6 +8,7 @@
             weights.safetensors …        tensors
             state.json                   the caller's JSON, and size and SHA-256 of every file beside it
         curves.png, report.html
+        .lock                            locked by the process that writes the run, while it lives
 
 Two promises. **At no instant is there a directory that cannot be read**: every file is written beside its place, forced
 to disk and renamed into it, so that a crash leaves the old file or the new one. **Reading runs no code and trusts no
@@ -28,6 +29,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,7 +58,12 @@ EXAMPLES_LIMIT = 10**12
 
 _CHECKPOINT = re.compile(r"[0-9]{12}")
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_OWN = ("config.json", "metrics.jsonl", "checkpoints")
+_LOCK = ".lock"
+_OWN = ("config.json", "metrics.jsonl", "checkpoints", _LOCK)
+
+
+class BusyError(InputError):
+    """Another process is writing this run."""
 
 
 class SaveError(InputError):
@@ -189,7 +196,7 @@ def _read(path: Path, limit: int) -> bytes:
         if status.st_size > limit:
             raise InputError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
         with open(path, "rb") as file:
-            return file.read(limit)
+            return file.read(min(limit, status.st_size))  # `read` makes room for all that it is asked for
     except OSError as error:
         raise InputError(f"cannot read {path}: {_one_line(error)}") from error
 
@@ -205,6 +212,76 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+# The lock --------------------------------------------------------------------------------------------------------
+#
+# A lock of the operating system on an open file: it ends with the process, however that ends, so nothing stale is ever
+# left. The holder removes the file before it lets go; who opened it meanwhile notices, and opens the next one.
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of the run directory `path`. Raises `BusyError` if another holder lives, here or elsewhere."""
+    file = path / _LOCK
+    while True:
+        with _saving(file):
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _take(handle, path)
+            if not _is_at(handle, file):
+                continue  # finally closes it
+            with suppress(OSError):  # a full disk: the number is for the message above only
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open file: there it stays
+                    os.unlink(file)
+            return
+        finally:
+            os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    try:
+        _lock(handle)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            message = f"{path} is on a disk that knows no locks ({_one_line(error)}); choose another --out"
+            raise SaveError(message) from error
+        message = f"another process{_holder(handle)} is writing {path}; wait for it, or choose another --out"
+        raise BusyError(message) from None
+
+
+def _is_at(handle: int, file: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 2**30, os.SEEK_SET)  # beyond the content, which others may then read
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(handle: int) -> str:
+    """ " (process 4711)" as the holder wrote it."""
+    with suppress(OSError):
+        number = os.read(handle, 20)
+        if number.isdigit():
+            return f" (process {number.decode()})"
+    return ""
 
 
 # The run ---------------------------------------------------------------------------------------------------------
@@ -223,7 +300,7 @@ class Checkpoint:
 class Run:
     """One run directory. Make it with `Run.create` or `Run.open`.
 
-    One process writes at a time; any number may read, also while it is written.
+    One process writes at a time, inside `writing`; any number may read, also while it is written.
 
     >>> import tempfile, torch
     >>> run = Run.create(tempfile.mkdtemp() + "/first", {"recipe": "vae"})
@@ -260,13 +337,33 @@ class Run:
         _refuse_occupied(path)
         made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
         try:
-            write_file(path / "config.json", record)
+            with _saving(path):
+                path.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                _refuse_occupied(path)  # once more: two processes may have come here at the same time
+                write_file(path / "config.json", record)
         except BaseException:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
             raise
         return cls.open(path)
+
+    @contextmanager
+    def writing(self) -> Iterator[Run]:
+        """Holds the run for this process: as long as the context is open nobody else enters it.
+
+        Raises `BusyError` if another process, or another part of this one, is inside, and `SaveError` if the directory
+        cannot be written. The lock is the operating system's: it ends with the process, also by `kill -9`.
+
+        >>> import tempfile
+        >>> run = Run.create(tempfile.mkdtemp() + "/first", {})
+        >>> with run.writing() as run:
+        ...     _ = run.write_text("note.txt", "mine")
+        """
+        with _locked(self._path):
+            _sweep_files(self._path)
+            yield type(self).open(self._path)  # as it is now: who held it before may have changed it
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:
@@ -366,12 +463,13 @@ class Run:
         """
         return [record for _, record in self._metrics_lines()]
 
-    def truncate_metrics(self, examples: int) -> None:
-        """Drops the records after `examples`, in one indivisible step: on resuming from that checkpoint."""
+    def truncate_metrics(self, examples: int, records: int | None = None) -> None:
+        """Drops the records after `examples`, and after the first `records`, in one indivisible step: on resuming from
+        the checkpoint that was saved when there were so many."""
         path = self._inside("metrics.jsonl")
         if path.exists():
-            kept = (line for line, record in self._metrics_lines() if record["examples"] <= examples)
-            write_file(path, b"".join(kept))
+            kept = [line for line, record in self._metrics_lines() if record["examples"] <= examples]
+            write_file(path, b"".join(kept[:records]))
 
     def _metrics_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self._inside("metrics.jsonl")
@@ -462,13 +560,14 @@ def _refuse_occupied(path: Path) -> None:
         raise InputError(f"there is a run at {path} already; continue it with --resume or choose another --out")
     try:
         # A `create` that was killed leaves its temporary: that is still an empty directory.
-        other = sorted(name for name in os.listdir(path) if not _is_temporary(name))
+        other = sorted(name for name in os.listdir(path) if not _is_temporary(name) and name != _LOCK)
     except OSError as error:
         raise InputError(f"cannot read {path}: {_one_line(error)}; choose another --out") from error
     if other:
         raise InputError(f"{path} is not empty and not a run (it holds {other[0]!r}); choose another --out")
     for name in os.listdir(path):
-        _remove(path / name)
+        if name != _LOCK:
+            _remove(path / name)
 
 
 def _newer(what: str, kind: str, given: int, known: int) -> InputError:
@@ -654,6 +753,28 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     else:
         os.replace(temporary, final)
     _sync_directory(final.parent)
+
+
+def _sweep_files(folder: Path) -> None:
+    """Removes the temporaries that killed processes left in the run. Those of a living one may be about to get their
+    names: `sample` writes into a run while another process trains it."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            if _is_temporary(name) and not _lives(name.split(".")[-2]):
+                _remove(Path(directory, name))
+
+
+def _lives(process: str) -> bool:
+    """Whether there may be a process of that number."""
+    if sys.platform == "win32" or not re.fullmatch("[0-9]{1,9}", process):
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return int(process) != os.getpid()
 
 
 def _sweep(parent: Path) -> None:

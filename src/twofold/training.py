@@ -7,13 +7,15 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +24,14 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, from_model, load, to_model
-from twofold.device import autocast, choose_device, peak_memory_bytes
+from twofold.data import Batches, Data, from_model, is_built_in, load, to_model
+from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.model import Model, evaluating, record_of, restore
+from twofold.processes import ALONE, Processes, joined, synchronise
 from twofold.recipe import Recipe, optimizer_text
+from twofold.resuming import restore_progress, restore_random, saved_seconds, saved_stage
 from twofold.run import Run, flatten_state, unflatten_state
 
 PICTURES = 9
@@ -104,6 +108,7 @@ class Plan:
     data_record: dict[str, Any]
     settings: Settings
     device: torch.device
+    processes: Processes = ALONE
 
     @property
     def lengths(self) -> list[int]:
@@ -169,13 +174,24 @@ def train(
     (2, 8, 8)
     """
     settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite)
-    plan = prepare(name, data=data, settings=settings, device=device, data_options=data_options, **options)
-    # Refused before anything is written: a batch larger than the data, a tracker that is not there.
-    batches(plan)
-    writer = _tensorboard() if tensorboard else None
-    run = _open_run(plan, out, resume)
-    watch = watch or Silent()
-    with _own_randomness(plan), _stop_requests() as requests:
+    with joined(device) as processes:
+        plan = prepare(
+            name,
+            data=data,
+            settings=settings,
+            device=device,
+            data_options=data_options,
+            processes=processes,
+            **options,
+        )
+        # Refused before anything is written: a batch larger than the data, a tracker that is not there.
+        batches(plan)
+        writer = _tensorboard() if tensorboard and processes.main else None
+        return _trained(plan, out, resume, watch if watch and processes.main else Silent(), writer)
+
+
+def _trained(plan: Plan, out: str | Path | None, resume: bool, watch: Watch, writer: Any) -> Model:
+    with _opened(plan, out, resume) as run, _own_randomness(plan), _stop_requests() as requests:
         session = _Session(plan, run, watch, requests, writer)
         resumed = session.restore()
         watch.start(plan)
@@ -193,16 +209,20 @@ def prepare(
     settings: Settings,
     device: str | None = None,
     data_options: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> Plan:
     """Everything `train` decides before it writes: data read, networks built on the device from the seed."""
     recipes.find(name)
-    where = choose_device(device)
+    where = choose_device(device, local_rank=None if processes is ALONE else processes.local_rank)
     autocast(where, settings.precision)
     loaded = load(data, seed=0, **(data_options or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config, recipe = recipes.build(name, loaded.spec, options)
+    if processes.count > 1:
+        _refuse_unshared(recipe, settings, processes)
+        synchronise(recipe.nets)
     recipe.nets.to(where)
     record = {
         "source": str(data) if isinstance(data, (str, Path)) else None,
@@ -213,7 +233,19 @@ def prepare(
         "fingerprint": loaded.fingerprint,
         "notes": list(loaded.notes),
     }
-    return Plan(name, config, recipe, loaded, record, settings, where)
+    return Plan(name, config, recipe, loaded, record, settings, where, processes)
+
+
+def _refuse_unshared(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+    for stage in recipe.stages:
+        if stage.game.memory:
+            memory = ", ".join(stage.game.memory)
+            raise InputError(f"this recipe keeps state of its batches ({memory}), which several processes do not share")
+    if settings.batch_size % (processes.count * settings.accumulate):
+        raise InputError(
+            f"batch_size {settings.batch_size} cannot be shared evenly by {processes.count} processes in "
+            f"{settings.accumulate} parts each; use a multiple of {processes.count * settings.accumulate}"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -237,24 +269,56 @@ def batches(plan: Plan) -> Batches:
         flip=s.flip,
         crop=s.crop,
         device=plan.device,
+        rank=plan.processes.rank,
+        world_size=plan.processes.count,
     )
 
 
 # The run directory.
 
 
-def _open_run(plan: Plan, out: str | Path | None, resume: bool) -> Run:
-    if resume:
-        if out is None:
-            raise InputError("resume needs the run to go on with: give out (--out DIR)")
-        if (Path(out) / "config.json").exists():
-            run = Run.open(out)
-            before = record_of(run)
-            _refuse_changes(before, plan.record)
-            if before["train"]["examples"] != plan.settings.examples:
-                run.replace_config(plan.record)
-            return run
-    return Run.create(out if out is not None else _fresh_directory(plan), plan.record)
+@contextmanager
+def _opened(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
+    """The run, new or to be gone on with, held for this process until the context ends. Of several processes the main
+    one holds it; the others read."""
+    with ExitStack() as held:
+
+        def hold() -> str:
+            return str(held.enter_context(_held(plan, out, resume)).path)
+
+        yield Run.open(plan.processes.from_main(hold))
+
+
+@contextmanager
+def _held(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
+    if resume and out is None:
+        raise InputError("resume needs the run to go on with: give out (--out DIR)")
+    path = Path(out) if out is not None else _fresh_directory(plan)
+    record = {
+        **plan.record,
+        "data": {**plan.data_record, "path_from_run": _path_from(path, plan.data_record["source"])},
+    }
+    if not (resume and (path / "config.json").exists()):
+        with Run.create(path, record).writing() as run:
+            yield run
+        return
+    _refuse_changes(record_of(Run.open(path)), record)  # before the lock, which may have to be made
+    with Run.open(path).writing() as run:
+        before = record_of(run)
+        _refuse_changes(before, record)
+        if before["train"]["examples"] != plan.settings.examples:
+            run.replace_config(record)
+        yield run
+
+
+def _path_from(run: Path, source: str | None) -> str | None:
+    """The way from the run directory to the data, by which another folder's process finds it, or None: built in."""
+    if source is None or is_built_in(source):
+        return None
+    try:
+        return os.path.relpath(os.path.realpath(os.path.expanduser(source)), os.path.realpath(run))
+    except ValueError:  # another drive of Windows
+        return None
 
 
 def _fresh_directory(plan: Plan) -> Path:
@@ -368,6 +432,7 @@ class _Session:
         self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
         self.meter = _Meter()
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
+        self.loss_scale = LossScale(plan.settings.precision)
 
     @property
     def examples(self) -> int:
@@ -413,15 +478,30 @@ class _Session:
             due.start(self.examples)
         last = time.perf_counter()
         window = self.examples, self.seconds
+        processes = self.plan.processes
+        share = settings.batch_size // (processes.count * settings.accumulate)
         while progress.examples < length:
-            with autocast(self.plan.device, settings.precision):
-                values = step(game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            processes.seed(settings.seed, self.examples)
+            skipped = progress.skipped
+            with autocast(self.plan.device, settings.precision), processes.noise(progress.generator, share):
+                values = step(
+                    game,
+                    progress,
+                    draw,
+                    accumulate=settings.accumulate,
+                    on_nonfinite=settings.on_nonfinite,
+                    reduce=processes.reduce if processes.count > 1 else None,
+                    replicas=processes.count,
+                    loss_scale=self.loss_scale.value,
+                )
+            self.loss_scale.update(progress.skipped > skipped)
             self.meter.add(values)
             now = time.perf_counter()
             self.seconds, last = self.seconds + now - last, now
             log = logs.due(self.examples)
             # The CPU is never behind, so looking costs nothing there; elsewhere looking waits for the device.
-            if settings.on_nonfinite == "stop" and (log or self.plan.device.type == "cpu"):
+            # Of several processes all must stop in the same step, and only messages tell them: when they log.
+            if settings.on_nonfinite == "stop" and (log or (self.plan.device.type == "cpu" and processes.count == 1)):
                 self._check(game)
             if log:
                 rate = (self.examples - window[0]) / max(self.seconds - window[1], 1e-9)
@@ -434,7 +514,7 @@ class _Session:
                     self._curves()
             if saves.due(self.examples) and not ended:
                 self._save()
-            if self.requests.is_set() and not ended:
+            if processes.any(self.requests.is_set()) and not ended:
                 self._save()
                 self._curves()
                 raise Interrupted(
@@ -447,6 +527,8 @@ class _Session:
 
     def _check(self, game: Any) -> None:
         assert self.progress is not None
+        for steps in self.progress.first_bad.values():
+            self.plan.processes.earliest(steps)
         try:
             check_finite(game, self.progress)
         except NonFiniteError as error:
@@ -455,8 +537,8 @@ class _Session:
             raise TrainingError(f"{error}; {kept}") from None
 
     def _log(self, examples_per_second: float | None) -> None:
-        means = self.meter.read()
-        if not means:
+        means = self.plan.processes.means(self.meter.read())
+        if not means or not self.plan.processes.main:
             return
         record: dict[str, Any] = {"examples": self.examples, "seconds": round(self.seconds, 3), **means}
         if examples_per_second is not None:
@@ -476,6 +558,8 @@ class _Session:
         """Pictures of this point of the run, and the test bound where there is one."""
         from twofold.pictures import png_bytes, reconstruction_grid, samples_picture
 
+        if not self.plan.processes.main:
+            return
         model, spec = self.model(), self.plan.recipe.spec
         held_out = self.plan.data.test or self.plan.data.train
         few = to_model(held_out.x[torch.arange(min(len(held_out), 1024))], spec)
@@ -514,11 +598,15 @@ class _Session:
             "stage": self.stage,
             "progress": {k: getattr(progress, k) for k in ("step", "examples", "skipped", "plays")},
             "seconds": self.seconds,
+            "records": len(self.run.metrics()) if self.plan.processes.main else 0,
+            "loss_scale": {"value": self.loss_scale.value, "good": self.loss_scale.good},
             "training": record,
         }
         weights = self.plan.recipe.nets.state_dict()
         if bad := next((name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()), None):
             raise TrainingError(f"{bad} holds values that are not finite; {self.run.path} keeps its last checkpoint")
+        if not self.plan.processes.main:
+            return
         self.run.save_checkpoint(
             self.examples,
             {"weights": weights, "averages": self.averages.state_dict(), "training": tensors},
@@ -531,40 +619,47 @@ class _Session:
         Raises `InputError` if it is damaged: going on from an older one would forget the newer in silence.
         """
         if not self.run.checkpoints():
+            if self.plan.processes.main:
+                self.run.truncate_metrics(-1)  # of a beginning that was killed before it saved anything
             return False
         try:
             saved = self.run.load_checkpoint()
         except InputError as error:
             raise InputError(f"{error}. To resume from an older checkpoint, remove the damaged one's folder") from None
         restore(self.plan.recipe.nets, saved.tensors.get("weights", {}), "weights")
-        for k in range(saved.state["stage"] + 1):
+        for k in range(saved_stage(saved.state, len(self.plan.recipe.stages)) + 1):
             self._enter(k)
         assert self.progress is not None
         restore(self.averages, saved.tensors.get("averages", {}), "averages")
-        changing = unflatten_state(saved.tensors["training"], saved.state["training"])
-        for name, optimizer in self.progress.optimizers.items():
-            optimizer.load_state_dict(changing["optimizers"][name])
-        self.progress.generator.set_state(changing["generator"])
-        for name, value in changing["first_bad"].items():
-            self.progress.first_bad[name].copy_(value)
-        torch.set_rng_state(changing["random"])
-        if self.plan.device.type == "cuda" and changing["device_random"] is not None:
-            torch.cuda.set_rng_state(changing["device_random"], self.plan.device)
-        for name, value in saved.state["progress"].items():
-            setattr(self.progress, name, value)
-        self.seconds = saved.state["seconds"]
-        self.run.truncate_metrics(saved.examples)
+        changing = unflatten_state(saved.tensors.get("training", {}), saved.state.get("training"))
+        game = self.plan.recipe.stages[self.stage].game
+        restore_progress(game, self.progress, saved.state.get("progress"), changing)
+        restore_random(torch.set_rng_state, changing.get("random"))
+        if self.plan.device.type == "cuda" and changing.get("device_random") is not None:
+            restore_random(partial(torch.cuda.set_rng_state, device=self.plan.device), changing["device_random"])
+        self.seconds = saved_seconds(saved.state)
+        if self.examples != saved.examples:
+            raise InputError(f"the checkpoint at {saved.examples} examples says it is at {self.examples}; use another")
+        self.loss_scale.restore(saved.state.get("loss_scale"))
+        if not self.plan.processes.main:
+            return True
+        records = saved.state.get("records")
+        self.run.truncate_metrics(saved.examples, records if isinstance(records, int) and records >= 0 else None)
         return True
 
     def _curves(self) -> None:
         from twofold.pictures import curves, png_bytes
 
+        if not self.plan.processes.main:
+            return
         self.run.write_bytes("curves.png", png_bytes(curves(self.run.metrics())))
         self.drawn_at = self.seconds
 
     def _finish(self) -> None:
         from twofold.report import write_report
 
+        if not self.plan.processes.main:
+            return
         self._pictures()
         self._curves()
         write_report(
@@ -581,7 +676,7 @@ class _Session:
                 "peak_memory_bytes": peak_memory_bytes(self.plan.device),
             },
             pictures={},
-            command=command(self.plan, self.run.path),
+            command=command(self.plan, self.run.path, private=True),
         )
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -620,9 +715,15 @@ def _phases(stage: Stage) -> str:
     return "\n".join(f"stage {stage.name}: {phase_title(phase)}" for phase in stage.game.phases)
 
 
-def command(plan: Plan, out: Path) -> str:
-    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it)."""
-    words = ["twofold", "train", plan.name, "--data", plan.data_record["source"] or "YOUR_DATA", "--out", str(out)]
+def command(plan: Plan, out: Path, *, private: bool = False) -> str:
+    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it).
+
+    private: paths that lead out of the current folder are cut to their last name: reports are passed on.
+    """
+    shown = _public if private else str
+    source = plan.data_record["source"]
+    data = source if source is None or is_built_in(source) else shown(Path(source))
+    words = ["twofold", "train", plan.name, "--data", data or "YOUR_DATA", "--out", shown(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
     always = ("examples", "batch_size", "seed")
     for name, value in {**asdict(plan.config), **asdict(plan.settings)}.items():
@@ -632,6 +733,14 @@ def command(plan: Plan, out: Path) -> str:
         if value is not None and value is not False:
             words += _flag("range" if name == "value_range" else name, value)
     return shlex.join(words)
+
+
+def _public(path: Path) -> str:
+    """`path` relative to the current folder, or its last name alone where it lies elsewhere."""
+    try:
+        return str(Path(os.path.abspath(path)).relative_to(os.getcwd()))
+    except ValueError:
+        return path.name
 
 
 def _flag(name: str, value: Any) -> list[str]:

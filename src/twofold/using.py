@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ def no_data(data_options: Mapping[str, Any]) -> InputError:
     )
 
 
-DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout", "classes")
+DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout", "classes", "cache")
 """What a run remembers of how its data was read."""
 
 
@@ -197,12 +198,22 @@ def own_data(model: Model, *, every_class: bool = False) -> Data:
         raise InputError("this run's config.json does not say how its data was read; give data (--data SOURCE)")
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     classes = options.pop("classes", None)
-    whole = load(source, **options)
+    whole = load(_located(model, source, record.get("path_from_run")), **options)
     kept = whole if classes is None else keep_classes(whole, classes)
     if kept.fingerprint != record.get("fingerprint"):
         # What is a test example today may have been trained on then.
         raise InputError(f"{source} is not what it was when this run was trained; to use it, name it: --data {source}")
     return whole if every_class else kept
+
+
+def _located(model: Model, source: str, path_from_run: Any) -> str | Path:
+    """Where the run's data is: the same way from the run directory as when it was trained, else as it was named then,
+    from the current folder."""
+    if model.run is not None and isinstance(path_from_run, str) and "\0" not in path_from_run:
+        path = Path(os.path.normpath(model.run.path.resolve() / path_from_run))
+        if os.path.exists(path):
+            return path
+    return source
 
 
 def seen(model: Model, x: np.ndarray) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from twofold.data.catalogue import Source, sources
+from twofold.data.catalogue import Source, is_built_in, sources
 
 if TYPE_CHECKING:
     from twofold.data.arrays import raw
@@ -31,6 +31,7 @@ __all__ = [
     "class_numbers",
     "describe",
     "from_model",
+    "is_built_in",
     "keep_classes",
     "load",
     "ordered",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Options:
     holdout: float = 0.1
     seed: int = 0
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+    cache: str | os.PathLike[str] | None = None
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `InputError` if any of the named options was given."""
@@ -362,8 +364,8 @@ def _check_values(array: np.ndarray, reading: Reading, name: str) -> None:
 def _given_labels(labels: Any, own: Any, name: str, train: int, test: int, notes: list[str]) -> tuple[Any, Any]:
     """Labels given beside the source, for the training examples and then the test examples."""
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(labels))
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise InputError(f"{name}: labels {str(labels)!r} is not a file")
         labels = read_labels(path)
     if own is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twofold.data.arrays import Options, data_from_arrays
-from twofold.data.catalogue import sources
+from twofold.data.catalogue import is_built_in, sources
 from twofold.data.classes import keep_classes
 from twofold.data.split import MEMORY_LIMIT_BYTES, Data
 from twofold.errors import InputError, unknown
@@ -34,6 +35,7 @@ def load(
     classes: Sequence[int | str] | None = None,
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Data:
     """Any source of images or vectors.
 
@@ -52,6 +54,7 @@ def load(
     classes: keep the examples of these classes only, by number or name; the others are in neither split.
     seed: of that split, and of nothing else.
     memory_limit_bytes: folders and .npy files larger than this when decoded are read on access.
+    cache: a folder in which the pixels of such a folder of images are kept once they were decoded.
 
     Images are (examples, height, width) or with a channel axis, first or last; (examples, features) are vectors, which
     models see standardised by the mean and standard deviation of the training split. Nothing is unpickled.
@@ -63,7 +66,7 @@ def load(
     ((1, 28, 28), 18, 2)
     """
     options = Options(
-        _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes
+        _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes, cache
     )
     _check_split(holdout, seed)
     data = _loaded(source, options)
@@ -77,7 +80,7 @@ def _loaded(source: Any, options: Options) -> Data:
     if isinstance(source, str):
         return _named(source, options)
     if isinstance(source, Path):
-        return _from_path(source.expanduser(), options)
+        return _from_path(Path(os.path.expanduser(source)), options)
     if isinstance(source, tuple):
         return _pair(source, options)
     if isinstance(source, Tensor | np.ndarray):
@@ -96,15 +99,14 @@ def _named(source: str, options: Options) -> Data:
     built_in = _built_in(source)
     if built_in is not None:
         return built_in(options)
-    path = Path(source).expanduser()
-    if source and path.exists():
-        return _from_path(path, options)
+    if source and os.path.exists(path := os.path.expanduser(source)):
+        return _from_path(Path(path), options)
     error = unknown("data source", source, [known.name for known in sources()])
     raise InputError(f"{error}; and there is no file or folder of that name")
 
 
 def _built_in(name: str) -> Callable[[Options], Data] | None:
-    if name not in {source.name for source in sources()}:
+    if not is_built_in(name):
         return None
     from twofold.data import digits, gaussians, shapes
 
@@ -119,7 +121,7 @@ def _built_in(name: str) -> Callable[[Options], Data] | None:
 
 
 def _from_path(path: Path, options: Options) -> Data:
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"there is no file or folder {str(path)!r}")
     try:
         return _from_folder(path, options) if path.is_dir() else _from_file(path, options)
