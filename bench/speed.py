@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -171,15 +172,14 @@ def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     weights = [list(net.parameters()) for net in (encoder, decoder, discriminator)]
     optimizers = [torch.optim.Adam(w, lr=2e-4, betas=(0.5, 0.999)) for w in weights]
     layer = max(1, discriminator.blocks - 2)
-    n = len(x)
 
     def play() -> None:
         mean, log_var = encoder(x).chunk(2, dim=1)
         z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         x_rec, x_fake = decoder(z), decoder(torch.randn_like(z))  # BatchNorm: separate calls
-        logits, features = discriminator.forward_with_features(torch.cat([x, x_rec, x_fake]), layer=layer)
-        real, rec, fake = logits.split(n)
-        f_real, f_rec, _ = features.split(n)
+        real, f_real = discriminator.forward_with_features(x, layer=layer)
+        rec, f_rec = discriminator.forward_with_features(x_rec, layer=layer)
+        fake = discriminator(x_fake)
         feature = 0.5 * (f_rec - f_real).square().flatten(1).sum(1).mean()
         kl = kl_normal(mean, log_var).mean()
         judged = F.softplus(-real).mean() + F.softplus(rec).mean() + F.softplus(fake).mean()
@@ -365,13 +365,11 @@ def peers(arguments: argparse.Namespace) -> None:
         import importlib
 
         module = importlib.import_module(f"twofold.recipes.{recipes.find(name).module}")
-        with (
-            mock.patch.multiple(module, **{k: v for k, v in made.items() if hasattr(module, k)}),
-            mock.patch.multiple(
-                rollouts, **{k: v for k, v in made.items() if hasattr(rollouts, k) and k != "Generator"}
-            ),
-            mock.patch.multiple(autoencoders, **{k: v for k, v in made.items() if k == "build_encoder"}),
-        ):
+        with ExitStack() as patched:
+            for place in (module, rollouts, autoencoders):
+                for word, make in made.items():
+                    if hasattr(place, word) and (word != "Generator" or place is module):
+                        patched.enter_context(mock.patch.object(place, word, make))
             _, nets, play = game_step(name, ours_x, spec, {"latent": LATENT, **options}, precision)
         return nets, play
 

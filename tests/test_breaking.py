@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +23,7 @@ from twofold.run import BusyError, Run, SaveError
 from twofold.training import Silent, TrainingError, train
 from twofold.using import reconstruct
 
+BENCH = runpy.run_path(str(Path(__file__).resolve().parent.parent / "bench" / "kill.py"))
 TINY = {"latent": 3, "width": 4, "hidden": 5}
 X = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
 
@@ -99,7 +100,7 @@ def killed(out: Path, name: str, *, at: int) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            dying_at(at)
+            BENCH["die_at"](at)
             run(out, name, resume=True)
         except BaseException:
             os._exit(3)
@@ -107,24 +108,6 @@ def killed(out: Path, name: str, *, at: int) -> bool:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
-
-
-def dying_at(event: int) -> None:
-    """From here on, this process kills itself at its `event`-th rename, sync or append of a record."""
-    left = event
-
-    def counted(function):
-        def call(*arguments, **keywords):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **keywords)
-
-        return call
-
-    os.replace, os.fsync = counted(os.replace), counted(os.fsync)
-    Run.append_metrics = counted(Run.append_metrics)
 
 
 # Folders that move

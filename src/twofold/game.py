@@ -371,8 +371,8 @@ def _play(
     values: dict[str, Tensor] = {}
     moved: set[str] = set()
     with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
-        for player in candidates:
-            progress.optimizers[player].zero_grad(set_to_none=True)
+        for own in weights.values():
+            _forget_gradients(own)
         for part in _parts(batch, accumulate):
             state = _state(game, progress, part, reduce)
             state = replace(state, rollout=phase.rollout(state))
@@ -563,6 +563,12 @@ def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], val
     first_bad[due] = torch.where(finite | (first_bad[due] >= 0), first_bad[due], progress.step)
 
 
+def _forget_gradients(weights: Iterable[nn.Parameter]) -> None:
+    """What `zero_grad` of an optimizer does, without its hooks and profiling, which cost more than a small kernel."""
+    for weight in weights:
+        weight.grad = None
+
+
 def _move(game: Game, progress: Progress, moved: set[str], state: State, examples: int) -> None:
     for name in (name for name in game.players if name in moved):
         player, optimizer = game.players[name], progress.optimizers[name]
@@ -573,7 +579,8 @@ def _move(game: Game, progress: Progress, moved: set[str], state: State, example
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["initial_lr"]
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            _forget_gradients(group["params"])
         with torch.no_grad():
             if player.weight_limit is not None:
                 for parameter in player.net.parameters():
