@@ -234,7 +234,9 @@ def test_the_words_name_winners_ties_and_what_is_not_known():
     ties = summarise({"a": runs(1.0, 1.1, name="swd_9_test"), "b": runs(1.0, 1.2, name="swd_9_test")})
     alone = summarise({"a": runs(1.0, name="mse_9_test")})
     text = in_words([*wins, *ties, *alone], ["a", "b"], 2)
-    assert text[0].startswith("a is best in 1 of 2 figures that can be compared: fd 1.05 ± 0.07 (b 2.05 ± 0.07)")
+    assert text[0].startswith(
+        "a is best in 1 of 2 figures that can be compared: Fréchet distance 1.05 ± 0.07 (b 2.05 ± 0.07)"
+    )
     assert text[1] == "b is alone at the top in none of 2 figures, and shares the top in 1."
-    assert "Not told apart: swd (a, b)" in text[2] and "one model only (a)" in text[3]
+    assert "Not told apart: sliced Wasserstein distance (a, b)" in text[2] and "one model only (a)" in text[3]
     assert "one seed" in in_words(wins, ["a", "b"], 1)[-1]

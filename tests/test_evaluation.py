@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -239,3 +242,30 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"no route to host.*name it in TWOFOLD_INCEPTION") as refused:
         extractors.inception_weights(download=True)
     assert "\n" not in str(refused.value)
+
+
+def test_inception_features_give_the_published_names(runs, monkeypatch):
+    """With a stand-in for the network, which is not here: what it is shown, and what its figures are called."""
+    seen = []
+
+    class Net(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path):
+            super().__init__()
+            assert features_list == ["2048", "logits_unbiased"]
+
+        def forward(self, x):
+            seen.append(x)
+            values = x.float().flatten(1)[:, :20]
+            return values, values[:, :8] / 50
+
+    package, module = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    package.__spec__ = ModuleSpec("torch_fidelity", None)
+    module.FeatureExtractorInceptionV3 = Net
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+    monkeypatch.setattr(extractors, "inception_weights", lambda download: Path("weights"))
+    found = evaluate(runs["vae"], metrics="frechet,kernel,inception_score,manifold", features="inception", examples=64)
+    assert names(found)[:3] == ["fid_64_test", "kid_64_test", "inception_score_64_test_1splits"]
+    assert "precision_k3_64_test_inception" in names(found)
+    assert all(x.dtype == torch.uint8 and x.shape[1:] == (3, 8, 8) for x in seen)
+    assert found["fid"].protocol["resize"] == "bilinear as TensorFlow 1, to 299"

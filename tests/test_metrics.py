@@ -57,6 +57,14 @@ def test_frechet_distance_is_scipys():
     assert frechet_distance(x.float(), y.float()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 40), (40, 5), (6, 7)])
+def test_frechet_distance_of_fewer_examples_than_features(n, m):
+    x, y = normal(n, 20), 2 * normal(m, 20, seed=1) + 0.5
+    covariances = [torch.cov(z.T) for z in (x, y)]
+    expected = gaussian_distance(x.mean(0), covariances[0], y.mean(0), covariances[1])
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
 def test_frechet_distance_of_known_gaussians():
     mean, zero = torch.tensor([3.0, 4.0]), torch.zeros(2)
     eye = torch.eye(2).double()

@@ -50,6 +50,35 @@ MEASURED = "comparison.json"
 COUNTED_STEPS = 4
 """Steps over which backward passes are counted."""
 
+WORDS = {
+    "fid": "FID",
+    "fd": "Fréchet distance",
+    "kid": "KID",
+    "kd": "kernel distance",
+    "inception_score": "Inception Score",
+    "classifier_score": "classifier score",
+    "precision_k3": "precision",
+    "recall_k3": "recall",
+    "density_k5": "density",
+    "coverage_k5": "coverage",
+    "swd": "sliced Wasserstein distance",
+    "ms_ssim_diversity": "diversity of samples",
+    "high_frequency_ratio": "fine detail (power ratio)",
+    "wasserstein_critic": "distance by a fresh critic",
+    "elbo_nats": "ELBO",
+    "rate_nats": "rate",
+    "distortion_nats": "distortion",
+    "iw50_bound_nats": "likelihood bound (k = 50)",
+    "bits_per_dim_iw50": "bits per dimension",
+    "mse": "reconstruction error",
+    "psnr_db": "PSNR of reconstructions",
+    "ssim": "SSIM of reconstructions",
+    "ms_ssim": "MS-SSIM of reconstructions",
+    "high_quality_share": "share of good samples",
+    "reverse_kl_nats": "evenness over modes (reverse KL)",
+}
+"""What figures are called in sentences; others by their own name."""
+
 EQUAL_IMAGES: dict[str, Any] = {"arch": "conv", "latent": 32, "width": 16, "hidden": 0}
 EQUAL_VECTORS: dict[str, Any] = {"latent": 16, "width": 128, "depth": 3}
 """What all recipes share, where they have the option, unless it is said otherwise."""
@@ -418,7 +447,7 @@ def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: 
             )
     ties = [row for row in compared if len(row["winners"]) > 1]
     if ties:
-        told = "; ".join(f"{short(row['name'])} ({', '.join(row['winners'])})" for row in ties)
+        told = "; ".join(f"{title(row['name'])} ({', '.join(row['winners'])})" for row in ties)
         lines.append(f"Not told apart: {told}.")
     if alone := [name for name in names if any(list(row["models"]) == [name] for row in figures)]:
         lines.append(
@@ -440,7 +469,7 @@ def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: 
 def _told(row: Mapping[str, Any], winner: str) -> str:
     others = {model: cell for model, cell in row["models"].items() if model != winner}
     others_text = ", ".join(f"{model} {value_text(cell)}" for model, cell in others.items())
-    return f"{short(row['name'])} {value_text(row['models'][winner])} ({others_text})"
+    return f"{title(row['name'])} {value_text(row['models'][winner])} ({others_text})"
 
 
 def short(name: str) -> str:
@@ -453,6 +482,15 @@ def short(name: str) -> str:
     at = next((k for k, word in enumerate(words) if k and word.removesuffix("k").isdigit()), len(words))
     rest = words[at + 2 :] if words[0] in ("linear", "1nn", "beta") else []
     return "_".join(words[:at]) + (f" of {'_'.join(rest)}" if rest else "")
+
+
+def title(name: str) -> str:
+    """A figure's name in a sentence.
+
+    >>> title("fd_359_test_classifier_acc97.8")
+    'Fréchet distance'
+    """
+    return WORDS.get(short(name), short(name).replace("_", " "))
 
 
 def value_text(cell: Mapping[str, Any]) -> str:

@@ -189,8 +189,10 @@ def inception(data: Data, *, download: bool = False) -> Extractor:
     if find_spec("torch_fidelity") is None:
         raise InputError("Inception needs torch-fidelity: pip install 'twofold[metrics]'; or use --features classifier")
     path = inception_weights(download=download)
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch fails with a RuntimeError
+        raise InputError(f"torch-fidelity cannot be imported here: {' '.join(str(error).split())}") from None
     net = FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )

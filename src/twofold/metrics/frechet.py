@@ -20,8 +20,14 @@ def frechet_distance(features: Tensor, features_real: Tensor) -> float:
     12.0
     """
     require_sets(features, features_real)
-    (m1, s1), (m2, s2) = _moments(features), _moments(features_real)
-    return gaussian_distance(m1, s1, m2, s2)
+    x, y = features.double(), features_real.double()
+    if x.shape[1] <= min(len(x), len(y)):
+        return gaussian_distance(x.mean(0), _covariance(x), y.mean(0), _covariance(y))
+    # Fewer examples than features: the eigenvalues of S₁ S₂ that are not 0 are the squared singular values of X Yᵀ,
+    # of centred and scaled examples, which is the smaller matrix.
+    a, b = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    spread = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    return max(0.0, float((x.mean(0) - y.mean(0)).square().sum() + spread))
 
 
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
@@ -38,6 +44,5 @@ def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tens
     return max(0.0, float(distance))
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    x = features.double()
-    return x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1])
+def _covariance(x: Tensor) -> Tensor:
+    return torch.cov(x.T).reshape(x.shape[1], x.shape[1])

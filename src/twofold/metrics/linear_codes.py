@@ -14,14 +14,23 @@ def pca(x: Tensor, components: int) -> Callable[[Tensor], Tensor]:
     return lambda z: (z.double() - mean) @ directions
 
 
-def ica(x: Tensor, components: int, *, seed: int = 0) -> Callable[[Tensor], Tensor]:
+def ica(x: Tensor, components: int, *, seed: int = 0, max_iter: int = 500) -> Callable[[Tensor], Tensor]:
     """The function onto the `components` independent components of x (FastICA, Hyvärinen 1999), found in the space of
-    as many principal components, whitened."""
+    as many principal components, whitened, with the logcosh contrast, all directions at once.
+
+    Pictures are no mixture of independent sources, so on them the iteration may still turn after `max_iter` rounds;
+    what it has found then is used.
+    """
+    from warnings import catch_warnings, simplefilter
+
     from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
 
     mean, directions, deviation = _principal(x, components)
     white = ((x.double() - mean) @ directions) / deviation
-    found = FastICA(whiten=False, random_state=seed, max_iter=2000, tol=1e-4).fit(white.numpy())
+    with catch_warnings():
+        simplefilter("ignore", ConvergenceWarning)
+        found = FastICA(whiten=False, random_state=seed, max_iter=max_iter).fit(white.numpy())
     unmix = torch.from_numpy(found.components_.T.copy())
     return lambda z: ((z.double() - mean) @ directions / deviation) @ unmix
 

@@ -12,23 +12,24 @@ from torch import Tensor, nn
 from twofold.errors import InputError
 
 GRID = 4
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Values of C that are tried."""
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+"""Values of C that are tried, for examples of mean squared length 1."""
 
 
 def linear_probe(train: Tensor, y_train: Tensor, test: Tensor, y_test: Tensor, *, seed: int = 0) -> Tensor:
     """(test,) float: 1 where a linear L2-SVM fitted on (n, d) features tells the label (Radford et al. 2016, section
-    5). Features are standardised; C is chosen on a fifth of the training examples, then all are used."""
+    5). Features are standardised and scaled to examples of mean squared length 1, so that C means the same for few
+    features and for many; it is chosen on a fifth of the training examples, then all are used."""
     from sklearn.svm import LinearSVC
 
     if len(y_train.unique()) < 2:
         raise InputError("a probe needs training examples of at least 2 labels")
     mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-8)
-    x, x_test = (((z.double() - mean) / std).numpy() for z in (train, test))
+    x, x_test = (((z.double() - mean) / std / train.shape[1] ** 0.5).numpy() for z in (train, test))
     y = y_train.numpy()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).numpy()
     kept, held = order[len(x) // 5 :], order[: len(x) // 5]
-    strength = STRENGTHS[len(STRENGTHS) // 2]
+    strength = 1.0
     if len(held) >= 10 and len(set(y[kept].tolist())) > 1:
         scores = [_svm(LinearSVC, c, seed).fit(x[kept], y[kept]).score(x[held], y[held]) for c in STRENGTHS]
         strength = STRENGTHS[scores.index(max(scores))]
