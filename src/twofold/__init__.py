@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "Model",
     "Spec",
+    "doctor",
     "interpolate",
     "load",
     "recipes",
@@ -30,6 +31,7 @@ __all__ = [
 if TYPE_CHECKING:
     from twofold import recipes
     from twofold.errors import InputError
+    from twofold.health import doctor
     from twofold.model import Model, load
     from twofold.overview import show
     from twofold.spec import Spec
@@ -40,6 +42,7 @@ _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Spec": "spec",
+    "doctor": "health",
     "interpolate": "using",
     "load": "model",
     "reconstruct": "using",
