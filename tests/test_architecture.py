@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
+    "sklearn": {*BASE, "data", "recipes", "training"},
     "__main__": {"cli"},
     "twofold": {*BASE, "recipes", *VERBS},
 }
@@ -84,6 +85,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "using": {"torch", "numpy"},
     "training": {"torch"},
     "probing": {"torch"},
+    "sklearn": {"numpy", "sklearn"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 

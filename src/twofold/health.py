@@ -36,6 +36,8 @@ VANISHED = 0.02
 """… the generator's gradient norm is below this part of what it was in the first fifth of the run."""
 FEW_MODES = 0.35
 """Effective number of regions of the data that samples reach, relative to as many data."""
+RISING = 1.15
+"""Growth over two pictures that says that diversity is still on its way."""
 NARROW = 0.25
 """Mean distance between samples, relative to that between data."""
 ACTIVE_PART = 0.1
@@ -46,8 +48,8 @@ CODES_PART = 0.2
 """Part of the codebook that a healthy encoder uses."""
 SWING = 0.15
 """How far an oscillating discriminator's accuracy goes to either side of its median."""
-SWINGS = 6
-"""Changes of side within the last half of the run that make an oscillation: three whole cycles."""
+SWINGS = 8
+"""Changes of side within the last half of the run that make an oscillation: four whole cycles."""
 COPIES = 0.35
 """Median distance of samples to the nearest training example, relative to that of held-out examples."""
 KNOWS_TRAINING = 0.75
@@ -187,9 +189,14 @@ def _deceivers(h: History, code: str) -> list[str]:
 
 def _mode_collapse(h: History) -> Finding | None:
     modes, spread = h.probes("probe_sample_modes"), h.probes("probe_sample_spread")
-    if not modes or not spread:
+    if not modes or not spread or (max(modes) >= FEW_MODES and max(spread) >= NARROW):
         return None
-    if max(modes) >= FEW_MODES and max(spread) >= NARROW:
+    # Every model starts by making one thing: it has collapsed if it was diverse before, or does not get better.
+    fallen = 2 * modes[-1] < max(v for _, v in h.rows["probe_sample_modes"])
+    stuck = h.examples > h.planned / 2 and not any(
+        _rises([v for _, v in h.rows[name]]) for name in ("probe_sample_modes", "probe_sample_spread")
+    )
+    if not fallen and not stuck:
         return None
     return Finding(
         "mode-collapse",
@@ -198,6 +205,11 @@ def _mode_collapse(h: History) -> Finding | None:
         "a larger batch, a loss with a penalty (wgan-gp, or --penalty r1), a slower generator, or a hybrid whose "
         "encoder holds on to all of the data (alpha-gan, vae-gan)",
     )
+
+
+def _rises(values: Sequence[float]) -> bool:
+    """Whether the last of `values` is clearly above the one two before it."""
+    return len(values) < 3 or values[-1] > RISING * values[-3]
 
 
 def _posterior_collapse(h: History) -> Finding | None:
@@ -235,7 +247,7 @@ def _dead_codes(h: History) -> Finding | None:
 def _oscillation(h: History) -> Finding | None:
     for name in h.named("discriminator_accuracy"):
         values = [v for examples, v in h.rows[name] if examples > h.examples / 2]
-        if not h.warm or len(values) < 8 * SWINGS:
+        if not h.warm or len(values) < 5 * SWINGS:
             continue
         smooth = [sum(values[k : k + LEAST_LOGS]) / LEAST_LOGS for k in range(len(values) - LEAST_LOGS + 1)]
         if (count := swings(smooth, SWING)) >= SWINGS:
@@ -522,8 +534,8 @@ def doctor(run: str | Path, *, data: Any = None, data_options: Mapping[str, Any]
             from twofold.probing import probe_run
 
             measured = probe_run(opened, data, data_options or {})
-            # A single look must count: it stands for two pictures.
-            for back in (1, 0):
+            # A single look must count: it stands for the last three pictures.
+            for back in (2, 1, 0):
                 monitor.history.add({"examples": max(monitor.history.examples, 1) + 1 - back, **measured})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{opened.path / 'config.json'} is not as `twofold train` writes it ({error!r})") from None

@@ -12,7 +12,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from twofold.model import Model, evaluating, record_of, restore
 from twofold.probing import Probes, observe
 from twofold.recipe import Recipe, optimizer_text
 from twofold.run import Run, flatten_state, unflatten_state
+from twofold.spec import Spec
 
 PICTURES = 9
 """Sample grids written along a run, the first before training and the last after it."""
@@ -358,6 +359,24 @@ class Silent:
     def stop(self) -> None: ...
 
 
+def _drawing(
+    plan: Plan, stream: Batches, stage: Stage, progress: Progress, start: int
+) -> Callable[[], Mapping[str, Tensor]]:
+    """The batches of one stage that begins after `start` examples of the run, from where its progress stands."""
+    drawn = progress.examples
+
+    def draw() -> Mapping[str, Tensor]:
+        nonlocal drawn
+        batch: Mapping[str, Tensor] = stream.draw(start + drawn)
+        drawn += plan.settings.batch_size
+        if stage.view is not None:
+            with torch.no_grad():
+                batch = stage.view(stage.game.nets, batch)
+        return batch
+
+    return draw
+
+
 @dataclass
 class _Meter:
     """Means of the terms' values since the last reading, accumulated on the device."""
@@ -425,17 +444,7 @@ class _Session:
         settings, progress, game = self.plan.settings, self.progress, stage.game
         length = self.plan.lengths[self.stage]
         start = sum(self.plan.lengths[: self.stage])
-        drawn = progress.examples
-
-        def draw() -> Mapping[str, Tensor]:
-            nonlocal drawn
-            batch: Mapping[str, Tensor] = self.batches.draw(start + drawn)
-            drawn += settings.batch_size
-            if stage.view is not None:
-                with torch.no_grad():
-                    batch = stage.view(game.nets, batch)
-            return batch
-
+        draw = _drawing(self.plan, self.batches, stage, progress, start)
         logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
         for due in (logs, saves, shows):
             due.start(self.examples)
@@ -711,6 +720,54 @@ class _Every:
         passed = int(examples / self.interval)
         due, self.passed = passed > self.passed, passed
         return due
+
+
+# Without a run directory.
+
+
+def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progress]:
+    """Train in memory: the plan from its start, or for its number of examples on from `progress`; nothing is written.
+
+    From the start it gives the same weights as `train`.
+
+    Raises `InputError` for a batch larger than the data, or a recipe of several stages that is to go on;
+    `TrainingError` if a loss was not finite.
+    """
+    stages, settings, stream = plan.recipe.stages, plan.settings, batches(plan)
+    if progress is not None and len(stages) > 1:
+        raise InputError(
+            f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
+        )
+    averages: dict[str, nn.Module] = {}
+    with _own_randomness(plan):
+        for k, stage in enumerate(stages):
+            start, going_on = sum(plan.lengths[:k]), progress is not None
+            if progress is None or k:
+                progress = begin(stage.game, seed=settings.seed + k)
+            averages.update(dict(progress.averages))
+            draw = _drawing(plan, stream, stage, progress, start)
+            until = plan.lengths[k] + (progress.examples if going_on else 0)
+            while progress.examples < until:
+                with autocast(plan.device, settings.precision):
+                    step(stage.game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            try:
+                check_finite(stage.game, progress)
+            except NonFiniteError as error:
+                raise TrainingError(str(error)) from None
+    assert progress is not None
+    nets = nn.ModuleDict({**plan.recipe.nets, **averages})
+    return Model(plan.recipe, nets, examples=progress.examples), progress
+
+
+def revived(
+    name: str, spec: Spec, config: Mapping[str, Any], weights: Mapping[str, Any], device: str
+) -> tuple[tuple[Any, Recipe], Model]:
+    """((Config, Recipe), Model) of a recipe from its settings and the arrays of its networks' state."""
+    with torch.random.fork_rng(devices=[]):
+        made = recipes.build(name, spec, config)
+    restore(made[1].nets, {key: torch.as_tensor(value) for key, value in weights.items()}, "weights")
+    where = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    return made, Model(made[1], made[1].nets.to(torch.device(where)))
 
 
 def networks(recipe: Recipe) -> list[dict[str, Any]]:
