@@ -53,14 +53,6 @@ def expected_failures(estimator) -> dict[str, str]:
     return EXPECTED_FAILURES if noisy else {}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @parametrize_with_checks([small(name) for name in CHECKED], expected_failed_checks=expected_failures)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)

@@ -91,6 +91,8 @@ class History:
     """Examples that the run was planned for."""
     size: int
     """Values in one example of the data."""
+    training_examples: int = 0
+    """Examples in the training set."""
     trains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The players that each term trains."""
     rows: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -147,7 +149,8 @@ def history_of(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]] =
         for phase in stage["phases"]
         for term in phase["terms"]
     }
-    history = History(record["train"]["examples"], math.prod(record["spec"]["shape"]), trains)
+    known = record["data"]["train_examples"]
+    history = History(record["train"]["examples"], math.prod(record["spec"]["shape"]), known, trains)
     for entry in records:
         history.add(entry)
     return history
@@ -300,8 +303,8 @@ def _critic_overfitting(h: History) -> Finding | None:
 
 def _overfitting(h: History) -> Finding | None:
     bound = h.rows.get("test_elbo_nats", [])
-    if not h.warm or len(bound) < 4:
-        return None
+    if not h.warm or len(bound) < 4 or h.examples < 2 * h.training_examples:
+        return None  # nobody knows by heart what they have seen once
     values = [value for _, value in bound]
     best = max(values)
     lost, gained = best - values[-1], best - values[0]

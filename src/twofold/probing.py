@@ -38,7 +38,9 @@ ANCHORS = 64
 SIDE = 16
 """Images are averaged down to at most this many pixels a side before they are compared."""
 VALUES = 2**24
-"""The largest training set, in values after averaging, that samples are compared with one by one."""
+"""The largest training set, in values after averaging, that samples are compared with one by one …"""
+ROWS = 2**16
+"""… and in examples; fewer in few dimensions, where distances take longer and so many examples leave no gaps."""
 REFERENCE = 1024
 """Examples at most that stand for the data elsewhere."""
 ACTIVE = 0.01
@@ -119,8 +121,11 @@ class Probes:
         self.near = flattened(_model_values(data.train, self.spec, None)) if self._fits(features.shape[1]) else None
         self.held_out = None if self.test is None else flattened(_model_values(self.test, self.spec, SAMPLES))
 
+        self.fair: float | None = None  # distance of held-out examples to the nearest training example
+
     def _fits(self, values: int) -> bool:
-        return self.test is not None and isinstance(self.train.x, Tensor) and len(self.train) * values <= VALUES
+        small = len(self.train) <= (ROWS if values > SIDE else ROWS // 4) and len(self.train) * values <= VALUES
+        return self.test is not None and isinstance(self.train.x, Tensor) and small
 
     def measure(self, model: Model, stage: Stage, *, examples: int = 0, step: int = 0) -> dict[str, float]:
         """Numbers named probe_…, as `health` reads them: samples against data, then what the stage's rollouts say.
@@ -154,9 +159,10 @@ class Probes:
             out["probe_sample_modes"] = made / there
             out["probe_sample_spread"] = _spread(samples) / max(_spread(self.data), 1e-30)
         if self.near is not None and self.held_out is not None:
-            made_near, fair = (torch.cdist(v, self.near).amin(1).median() for v in (samples, self.held_out))
-            if fair > 0:  # data that repeat themselves have no distance to be fair
-                out["probe_sample_to_train"] = float(made_near / fair)
+            if self.fair is None:
+                self.fair = float(_nearest(self.held_out, self.near).median())
+            if self.fair > 0:  # data that repeat themselves have no distance to be fair
+                out["probe_sample_to_train"] = float(_nearest(samples, self.near).median()) / self.fair
         return out
 
     def _rollouts(self, stage: Stage, split: Split, examples: int, step: int) -> dict[str, Tensor]:
@@ -235,6 +241,13 @@ def flattened(x: Tensor) -> Tensor:
     if x.dim() == 4 and max(x.shape[2:]) > SIDE:
         x = F.adaptive_avg_pool2d(x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3])))
     return x.flatten(1)
+
+
+def _nearest(points: Tensor, others: Tensor) -> Tensor:
+    """The distance of each point to the nearest of the others."""
+    # By products of matrices where that is much faster; in few dimensions near points would lose their distance to it.
+    mode = "donot_use_mm_for_euclid_dist" if points.shape[1] <= SIDE else "use_mm_for_euclid_dist_if_necessary"
+    return torch.cat([torch.cdist(some, others, compute_mode=mode).amin(1) for some in points.split(64)])
 
 
 def _regions(points: Tensor, anchors: Tensor) -> float:
