@@ -21,7 +21,7 @@ RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "re
 
 BASE = {"errors", "spec"}
 MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents"}
-VERBS = {"training", "using", "exploring", "scoring", "overview", "model", "evaluation", "comparison"}
+VERBS = {"training", "using", "exploring", "scoring", "overview", "model", "evaluation", "comparison", "health"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -71,8 +71,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "device",
         "game",
+        "health",
         "model",
         "pictures",
+        "probing",
         "processes",
         "recipe",
         "recipes",
@@ -83,8 +85,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "resuming": {"errors", "game"},
     "processes": {"errors"},
+    "probing": {*BASE, "data", "game", "model", "recipe", "run", "terms"},
+    "health": {"errors", "run", "model", "probing"},
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
+    "sklearn": {*BASE, "data", "recipes", "training"},
     "__main__": {"cli"},
     "twofold": {*BASE, "recipes", *VERBS},
 }
@@ -127,6 +132,8 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "metrics": {"torch", "numpy"},
     "resuming": {"torch"},
     "processes": {"torch"},
+    "probing": {"torch"},
+    "sklearn": {"numpy", "sklearn"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 
@@ -140,6 +147,7 @@ LIGHT = [
     "spec.py",
     "report.py",
     "comparison_report.py",
+    "health.py",
 ]
 LIGHT += ["recipes/__init__.py", "data/__init__.py", "data/catalogue.py"]
 

@@ -22,6 +22,7 @@ __all__ = [
     "attributes",
     "classify",
     "compare",
+    "doctor",
     "evaluate",
     "interpolate",
     "invert",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from twofold.errors import InputError
     from twofold.evaluation import evaluate
     from twofold.exploring import arithmetic, attributes, invert, traverse
+    from twofold.health import doctor
     from twofold.model import Model, load
     from twofold.overview import show
     from twofold.scoring import classify, score
@@ -56,6 +58,7 @@ _HOMES = {
     "attributes": "exploring",
     "classify": "scoring",
     "compare": "comparison",
+    "doctor": "health",
     "evaluate": "evaluation",
     "interpolate": "using",
     "invert": "exploring",

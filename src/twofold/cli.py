@@ -4,7 +4,7 @@ argparse rather than a generator of command lines from types: it is imported in 
 line, and a recipe's options are known only once the recipe's name has been read.
 
 Exit codes: 0 success, 1 training could not go on (a loss not finite, memory exhausted), 2 bad usage or bad input (one
-line on stderr), 130 after Ctrl-C with the state saved.
+line on stderr), 3 training was ended by an alarm of --stop-on, 130 after Ctrl-C; in both cases the state is saved.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stopped(error: Exception) -> int:
     """The exit code of an error that ends training, with its line; any other is raised again."""
-    from twofold.training import TrainingError
+    from twofold.training import AlarmError, TrainingError
 
-    if isinstance(error, TrainingError):
-        return _fail(str(error), 1)
+    if isinstance(error, (TrainingError, AlarmError)):
+        return _fail(str(error), 1 if isinstance(error, TrainingError) else 3)
     # torch.OutOfMemoryError on an accelerator; on the CPU torch has no class of its own for it.
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return _fail("out of memory; use a smaller network or batch, or compute batches in parts (--accumulate)", 1)
@@ -208,6 +208,14 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     chosen = {"train": training, "show": shown}.get(words[0]) if words else None
     if chosen is not None and (name := _recipe_named(chosen, words[1:])) is not None:
         _recipe_options(chosen, name)
+
+    checked = verb("doctor", _doctor, "say what went wrong with a run, and what to try")
+    checked.add_argument("run", type=_path, metavar="RUN", help="a run directory")
+    checked.add_argument("--json", action="store_true", help="as JSON")
+    checked.add_argument(
+        "--data", type=_path, metavar="SOURCE", help="measure the newest checkpoint anew on this (default: the records)"
+    )
+    _data_options(checked)
 
     sample = verb("sample", _sample, "draw samples from a trained run")
     _model_options(sample)
@@ -389,6 +397,10 @@ def _count(text: str) -> int:
     return value
 
 
+def _checkpoint(text: str) -> int | str:
+    return text if text == "best" else _whole(text)
+
+
 def _seed(text: str) -> int:
     value = _whole(text)
     if not 0 <= value < 2**63:
@@ -495,6 +507,14 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "skip"),
         default="stop",
         help="when a loss is not finite: stop, or skip that move (default: stop)",
+    )
+    parser.add_argument(
+        "--stop-on", metavar="ALARM,…", help="end the run, exit code 3, when one of these starts (docs/health.md)"
+    )
+    parser.add_argument(
+        "--keep-best",
+        metavar="max:NAME",
+        help="also keep the checkpoint where this quantity of metrics.jsonl is best (or min:NAME)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and time; write nothing")
@@ -614,7 +634,9 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_seed, default=0, metavar="S", help="the same seed, the same result (default: 0)"
     )
-    parser.add_argument("--checkpoint", type=_whole, metavar="N", help="the checkpoint at N examples (default: newest)")
+    parser.add_argument(
+        "--checkpoint", type=_checkpoint, metavar="N|best", help="the one at N examples, or the best (default: newest)"
+    )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps (default: cpu)")
 
 
@@ -703,6 +725,18 @@ def _train(arguments: argparse.Namespace) -> int:
     path = model.run.path
     print(f"trained {arguments.name} on {model.examples:,} examples: {path}")
     print(f"look at {path / 'report.html'}, or: twofold sample {shlex.quote(str(path))} -n 64")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from twofold.health import doctor
+
+    found = doctor(arguments.run, data=arguments.data, data_options=_read_options(arguments))
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for line in found.text.splitlines():
+            print(_one_line(line))
     return 0
 
 

@@ -279,6 +279,7 @@ def step(
     reduce: Callable[[list[Tensor]], None] | None = None,
     replicas: int = 1,
     loss_scale: float = 1.0,
+    observe: Callable[[State], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Play every due phase once (or its `repeats` times) and return each evaluated term's value.
 
@@ -292,10 +293,14 @@ def step(
         replicas: processes that share each batch; every one of them counts the whole batch's examples.
         loss_scale: losses are multiplied by this before the backward passes and gradients divided by it after, so that
             float16 can hold them; with any but 1 a play whose gradient is not finite moves nobody, as with "skip".
+        observe: asked in each play, with the losses' graphs still there, for scalars to return; with it the norm of
+            each moving player's gradient, before clipping, is returned too. It costs a few small kernels and does not
+            change the step.
 
     Returns:
         A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), for
-        each coefficient that is a function, under "term → player", and for each measure of the phases.
+        each coefficient that is a function, under "term → player", and for each measure of the phases. With `observe`
+        also what it returned (of the play's first part) and "gradient_norm → player".
     """
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}; allowed: 'stop', 'skip'")
@@ -313,7 +318,7 @@ def step(
             if k:
                 batch = draw()
                 seen += _length(batch)
-            values |= _play(game, progress, phase, batch, accumulate, skip, reduce, replicas, loss_scale)
+            values |= _play(game, progress, phase, batch, accumulate, skip, reduce, replicas, loss_scale, observe)
     progress.step += 1
     progress.examples += seen * replicas
     return values
@@ -359,6 +364,7 @@ def _play(
     reduce: Callable[[list[Tensor]], None] | None,
     replicas: int,
     loss_scale: float,
+    observe: Callable[[State], Mapping[str, Tensor]] | None,
 ) -> dict[str, Tensor]:
     """One play of one phase: rollout, losses, backward passes, moves."""
     terms = [term for term in phase.terms if progress.plays[phase.name] % term.every == 0]
@@ -369,6 +375,7 @@ def _play(
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
     weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
+    observed: dict[str, Tensor] = {}
     moved: set[str] = set()
     with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
         for own in weights.values():
@@ -380,6 +387,8 @@ def _play(
             state = replace(state, losses=losses)
             weight = _length(part) / _length(batch)
             rows, functions = _rows(terms, state)
+            if observe is not None and not observed:
+                observed |= observe(state)
             _backward(rows, losses, {term.name: loss_scale * weight * term.every for term in terms}, weights)
             moved |= {player for _, players in rows for player in players}
             with torch.no_grad():
@@ -398,8 +407,13 @@ def _play(
             if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
                 progress.skipped += 1
                 moved.clear()
+        if observe is not None:
+            for player in sorted(moved):
+                if gradient := [w.grad for w in weights[player] if w.grad is not None]:
+                    norms = torch._foreach_norm(gradient)
+                    observed[f"gradient_norm → {player}"] = torch.stack([norm.float() for norm in norms]).norm()
         _move(game, progress, moved, state, _length(batch) * replicas)
-    return values
+    return values | observed
 
 
 def _scalar(term: Term, state: State) -> Tensor:

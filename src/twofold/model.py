@@ -25,8 +25,8 @@ BLOCK = 64
 """Examples per forward pass, and per draw of noise: the first n of N samples do not depend on N."""
 
 
-def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu") -> Model:
-    """The model of a run directory, from its newest checkpoint or the one at `checkpoint` examples.
+def load(path: str | Path, *, checkpoint: int | str | None = None, device: str = "cpu") -> Model:
+    """The model of a run directory, from its newest checkpoint, the one at `checkpoint` examples, or its "best".
 
     Needs no flags and no data. Raises `InputError` if the directory is not a run or its checkpoint is damaged.
     """

@@ -426,15 +426,17 @@ def curves(
     records: Sequence[Mapping[str, Any]],
     *,
     skip: Iterable[str] = ("examples", "seconds", "examples_per_second", "step", "stage", "epoch"),
+    skip_starting: tuple[str, ...] = ("probe_", "gradient_norm"),
 ) -> Image.Image:
     """The metrics of a run, one panel for each, over the examples seen.
 
     records: as `Run.metrics` gives them. A faint line joins the recorded values, a bold one is their running mean
     over a twentieth of the run. Values that are not finite leave a gap and a red mark on the axis. The scale is
     logarithmic when all values are positive and span a factor of 200 or more. At most 24 metrics are shown; a line says
-    how many are not. Values that are not numbers are left out.
+    how many are not. Values that are not numbers are left out, and so are metrics named in `skip` or that start with
+    one of `skip_starting`.
     """
-    series = _series(records, frozenset(skip))
+    series = _series(records, frozenset(skip), skip_starting)
     names = list(series)[:CURVES]
     if not names:
         return _empty("no metrics yet")
@@ -449,13 +451,15 @@ def curves(
 
 
 def _series(
-    records: Sequence[Mapping[str, Any]], skip: frozenset[str]
+    records: Sequence[Mapping[str, Any]], skip: frozenset[str], skip_starting: tuple[str, ...]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """{metric: (examples, values)} in the order in which the metrics first appear."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for name, value in record.items():
-            if name not in skip and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            if name in skip or name.startswith(skip_starting):
+                continue
+            if isinstance(value, numbers.Real) and not isinstance(value, bool):
                 found.setdefault(name, []).append((float(record["examples"]), float(value)))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in found.items()}
 

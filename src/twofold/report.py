@@ -39,6 +39,7 @@ def write_report(
     cost: Mapping[str, Any],
     pictures: Mapping[str, bytes],
     command: str,
+    health: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes report.html into `run` and returns its path.
 
@@ -48,6 +49,7 @@ def write_report(
     "examples", "seconds" and "device" are also named at the top.
     pictures: {name: PNG}; "samples", "reconstructions" and "curves" have their places, others follow under their names.
     command: how to do it again.
+    health: the alarms of the run as health.json has them; None: nobody watched.
 
     What `pictures` lacks is taken from the run: "samples" and "reconstructions" from the latest of samples/EXAMPLES.png
     and samples/reconstructions-EXAMPLES.png, "curves" drawn from the metrics. The first, some and the last of
@@ -79,6 +81,7 @@ def write_report(
         cost=[(_words(name), quantity(name, value)) for name, value in cost.items()],
         config=list(_flat(_public(config))),
         command=command,
+        health=health,
         run_name=run.path.name,
     )
     return run.write_text("report.html", page)

@@ -4,6 +4,7 @@
         config.json                      one record: recipe, config, spec, data, train settings, versions
         metrics.jsonl                    one record a line, each with "examples"
         samples/*.png
+        best.json                        the best checkpoint so far, if the run keeps one
         checkpoints/000000005000/        named by the examples seen
             weights.safetensors …        tensors
             state.json                   the caller's JSON, and size and SHA-256 of every file beside it
@@ -59,7 +60,7 @@ EXAMPLES_LIMIT = 10**12
 _CHECKPOINT = re.compile(r"[0-9]{12}")
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _LOCK = ".lock"
-_OWN = ("config.json", "metrics.jsonl", "checkpoints", _LOCK)
+_OWN = ("config.json", "metrics.jsonl", "best.json", "checkpoints", _LOCK)
 
 
 class BusyError(InputError):
@@ -496,8 +497,9 @@ class Run:
         """Saves one moment of training under the number of examples seen.
 
         `tensors` maps file names without suffix ("weights") to named tensors, `state` is JSON. The checkpoint appears
-        whole or not at all. Then older complete ones beyond `keep` go, and so do all with a larger number: they belong
-        to a course of training that was left by resuming before them. Afterwards this one is the latest.
+        whole or not at all. Then older complete ones beyond `keep` go, but for the best (`mark_best`), and so do all
+        with a larger number: they belong to a course of training that was left by resuming before them. Afterwards this
+        one is the latest.
 
         Raises `SaveError` if it cannot be written: the checkpoints before it are untouched, the half-written one is
         removed. Raises `ValueError` or `TypeError` for names, numbers or values that cannot be stored.
@@ -522,7 +524,8 @@ class Run:
                 _remove(temporary)
                 raise
         try:
-            _prune(parent, examples, keep)
+            best = self.best()
+            _prune(parent, examples, keep, best["examples"] if best else None)
         except OSError as error:
             raise SaveError(f"saved {final}, but cannot remove an older one: {_one_line(error)}") from error
 
@@ -530,8 +533,27 @@ class Run:
         """Numbers of examples of the complete checkpoints, ascending. Sizes are checked here, checksums on loading."""
         return _complete(self._inside("checkpoints"))
 
-    def load_checkpoint(self, examples: int | None = None) -> Checkpoint:
-        """The checkpoint at `examples`, by default the latest.
+    def mark_best(self, examples: int, metric: str, value: float) -> None:
+        """Says that the checkpoint at `examples` is the best, by this value of this metric: later saves keep it.
+
+        Raises `InputError` if it is not there, `SaveError` if that cannot be written.
+        """
+        if examples not in self.checkpoints():
+            raise InputError(f"{self._path} has no checkpoint {examples} that could be the best")
+        write_json(self._inside("best.json"), {"examples": examples, "metric": metric, "value": value})
+
+    def best(self) -> dict[str, Any] | None:
+        """{"examples", "metric", "value"} of the best checkpoint; None if none was marked, or it is gone."""
+        path = self._inside("best.json")
+        if not path.exists():
+            return None
+        record = read_json(path)
+        if not isinstance(record, dict) or not _is_count(record.get("examples")):
+            raise InputError(f"{path} does not say which checkpoint is the best; remove it")
+        return record if record["examples"] in self.checkpoints() else None
+
+    def load_checkpoint(self, examples: int | str | None = None) -> Checkpoint:
+        """The checkpoint at `examples`, by default the latest; "best": the one that `mark_best` named.
 
         Raises `InputError` if there is none, and if it is damaged: then the message names the file and the newest good
         checkpoint.
@@ -541,7 +563,11 @@ class Run:
         if not numbers:
             raise InputError(f"{self._path} has no checkpoint yet; train until the first one is saved")
         chosen = numbers[-1] if examples is None else examples
-        if chosen not in numbers:
+        if chosen == "best":
+            if (best := self.best()) is None:
+                raise InputError(f"{self._path} keeps no best checkpoint; train with --keep-best or give a number")
+            chosen = best["examples"]
+        if not isinstance(chosen, int) or chosen not in numbers:
             known = ", ".join(map(str, numbers))
             raise InputError(f"{self._path} has no checkpoint {chosen}; there is: {known}")
         try:
@@ -791,9 +817,10 @@ def _sweep(parent: Path) -> None:
                 os.replace(path, final)
 
 
-def _prune(parent: Path, newest: int, keep: int) -> None:
+def _prune(parent: Path, newest: int, keep: int, best: int | None) -> None:
     older = [number for number in _complete(parent) if number < newest]
-    kept = {newest, *older[::-1][: keep - 1]}
+    # A best one beyond the newest belongs to a course of training that was left.
+    kept = {newest, *older[::-1][: keep - 1], *({best} & set(older))}
     for number in _numbered(parent):
         if number not in kept:
             # Renamed first, so that a kill while its files go leaves no half checkpoint under a number.

@@ -7,12 +7,13 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,11 +29,14 @@ from twofold.data import Batches, Data, from_model, is_built_in, load, to_model
 from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
+from twofold.health import Monitor, alarm_names, stored_events
 from twofold.model import Model, evaluating, record_of, restore
+from twofold.probing import Probes, observe
 from twofold.processes import ALONE, Processes, joined, synchronise
 from twofold.recipe import Recipe, optimizer_text
 from twofold.resuming import restore_progress, restore_random, saved_seconds, saved_stage
 from twofold.run import Run, flatten_state, unflatten_state
+from twofold.spec import Spec
 
 PICTURES = 9
 """Sample grids written along a run, the first before training and the last after it."""
@@ -50,6 +54,10 @@ class Interrupted(KeyboardInterrupt):
 
 class TrainingError(RuntimeError):
     """Training cannot go on: a term was not finite. The message names the term and the last good checkpoint."""
+
+
+class AlarmError(RuntimeError):
+    """The run ended because of an alarm it was told to stop on. The state is saved; the message says how to go on."""
 
 
 class Watch(Protocol):
@@ -80,6 +88,10 @@ class Settings:
     accumulate: int = 1
     """Parts in which a batch is computed before a move."""
     on_nonfinite: str = "stop"
+    stop_on: str | None = None
+    """Alarms that end the run, "mode-collapse,non-finite"; see `twofold.health.ALARMS`."""
+    keep_best: str | None = None
+    """Keep the checkpoint at which a quantity of metrics.jsonl is best: "max:test_elbo_nats", "min:kl"."""
 
     def __post_init__(self) -> None:
         for name in ("examples", "batch_size", "accumulate"):
@@ -95,6 +107,12 @@ class Settings:
             raise InputError(f"seed is {self.seed}; it is a 64-bit whole number")
         if self.on_nonfinite not in ("stop", "skip"):
             raise InputError(f"on_nonfinite is {self.on_nonfinite!r}; allowed: stop, skip")
+        if self.stop_on is not None:
+            alarm_names(self.stop_on)
+        if self.keep_best is not None:
+            way, colon, metric = self.keep_best.partition(":")
+            if way not in ("min", "max") or not colon or not metric:
+                raise InputError(f"keep_best is {self.keep_best!r}; say which way is better: max:{self.keep_best}")
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,8 @@ def train(
     crop: int = 0,
     accumulate: int = 1,
     on_nonfinite: str = "stop",
+    stop_on: str | None = None,
+    keep_best: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     data_options: Mapping[str, Any] | None = None,
@@ -158,7 +178,8 @@ def train(
         out: the run directory; None: a fresh one under runs/.
         examples, batch_size, …: see `Settings`.
         device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU if there is one.
-        resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples` may change.
+        resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples`, `stop_on` and
+            `keep_best` may change.
         tensorboard: also write TensorBoard events into the run directory.
         data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`, `classes`; see
             `twofold.data.load`.
@@ -168,12 +189,13 @@ def train(
         InputError: something given cannot be used; nothing was written.
         Interrupted: Ctrl-C; the state is saved and the message says how to go on.
         TrainingError: a loss was not finite; the last good checkpoint is kept.
+        AlarmError: an alarm of `stop_on` started; the state is saved and pictures and report are written.
 
     >>> model = twofold.train("vae", data="digits", examples=640, out=tmp / "run")
     >>> model.sample(2, seed=0).shape
     (2, 8, 8)
     """
-    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite)
+    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite, stop_on, keep_best)
     with joined(device) as processes:
         plan = prepare(
             name,
@@ -306,7 +328,7 @@ def _held(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
     with Run.open(path).writing() as run:
         before = record_of(run)
         _refuse_changes(before, record)
-        if before["train"]["examples"] != plan.settings.examples:
+        if any(before["train"].get(name) != record["train"][name] for name in MAY_CHANGE):
             run.replace_config(record)
         yield run
 
@@ -329,6 +351,10 @@ def _fresh_directory(plan: Plan) -> Path:
     return path
 
 
+MAY_CHANGE = ("examples", "stop_on", "keep_best")
+"""Settings that a resumed run may change: they do not reach into the course of training."""
+
+
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise `InputError` naming the first thing that differs between the run's record and the one asked for."""
     if old.get("recipe") != new["recipe"]:
@@ -336,7 +362,7 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for part in ("config", "train"):
         for key, value in new[part].items():
             before = old[part].get(key)
-            if before != value and not (part == "train" and key == "examples"):
+            if before != value and not (part == "train" and key in MAY_CHANGE):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
     if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
         raise InputError(f"this run was started on other data ({old['data'].get('name')}); use another --out")
@@ -398,6 +424,24 @@ class Silent:
     def stop(self) -> None: ...
 
 
+def _drawing(
+    plan: Plan, stream: Batches, stage: Stage, progress: Progress, start: int
+) -> Callable[[], Mapping[str, Tensor]]:
+    """The batches of one stage that begins after `start` examples of the run, from where its progress stands."""
+    drawn = progress.examples
+
+    def draw() -> Mapping[str, Tensor]:
+        nonlocal drawn
+        batch: Mapping[str, Tensor] = stream.draw(start + drawn)
+        drawn += plan.settings.batch_size
+        if stage.view is not None:
+            with torch.no_grad():
+                batch = stage.view(stage.game.nets, batch)
+        return batch
+
+    return draw
+
+
 @dataclass
 class _Meter:
     """Means of the terms' values since the last reading, accumulated on the device."""
@@ -433,6 +477,9 @@ class _Session:
         self.meter = _Meter()
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
         self.loss_scale = LossScale(plan.settings.precision)
+        self.monitor = Monitor(plan.record)
+        self.probes: Probes | None = None
+        self.readings: dict[str, list[float]] = {}  # of the quantity that decides which checkpoint is best
 
     @property
     def examples(self) -> int:
@@ -446,6 +493,7 @@ class _Session:
             self._enter(0)
             self._pictures()
             self._save()
+            self._keep_best(saved=True)
         for k in range(self.stage, len(self.plan.recipe.stages)):
             if k > self.stage:
                 self._enter(k)
@@ -462,17 +510,7 @@ class _Session:
         settings, progress, game = self.plan.settings, self.progress, stage.game
         length = self.plan.lengths[self.stage]
         start = sum(self.plan.lengths[: self.stage])
-        drawn = progress.examples
-
-        def draw() -> Mapping[str, Tensor]:
-            nonlocal drawn
-            batch: Mapping[str, Tensor] = self.batches.draw(start + drawn)
-            drawn += settings.batch_size
-            if stage.view is not None:
-                with torch.no_grad():
-                    batch = stage.view(game.nets, batch)
-            return batch
-
+        draw = _drawing(self.plan, self.batches, stage, progress, start)
         logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
         for due in (logs, saves, shows):
             due.start(self.examples)
@@ -481,6 +519,8 @@ class _Session:
         processes = self.plan.processes
         share = settings.batch_size // (processes.count * settings.accumulate)
         while progress.examples < length:
+            # Once for each record: what is observed costs little, and its noise is judged over many records.
+            look = None if self.meter.sums else observe
             processes.seed(settings.seed, self.examples)
             skipped = progress.skipped
             with autocast(self.plan.device, settings.precision), processes.noise(progress.generator, share):
@@ -493,6 +533,7 @@ class _Session:
                     reduce=processes.reduce if processes.count > 1 else None,
                     replicas=processes.count,
                     loss_scale=self.loss_scale.value,
+                    observe=look,
                 )
             self.loss_scale.update(progress.skipped > skipped)
             self.meter.add(values)
@@ -512,8 +553,14 @@ class _Session:
                 self._pictures()
                 if self.seconds - self.drawn_at > CURVES_SECONDS:
                     self._curves()
+                self._keep_best()
             if saves.due(self.examples) and not ended:
                 self._save()
+            if (log or ended) and (alarm := processes.from_main(self._fatal)) is not None:
+                self._log(None)
+                self._save()
+                self._finish()
+                raise AlarmError(alarm)
             if processes.any(self.requests.is_set()) and not ended:
                 self._save()
                 self._curves()
@@ -534,6 +581,8 @@ class _Session:
         except NonFiniteError as error:
             good = self.run.checkpoints()
             kept = f"the last good checkpoint, at {good[-1]:,} examples, is kept in {self.run.path}" if good else ""
+            if self.plan.processes.main:
+                self._append({"examples": self.examples, error.term: float("nan")})
             raise TrainingError(f"{error}; {kept}") from None
 
     def _log(self, examples_per_second: float | None) -> None:
@@ -543,11 +592,61 @@ class _Session:
         record: dict[str, Any] = {"examples": self.examples, "seconds": round(self.seconds, 3), **means}
         if examples_per_second is not None:
             record["examples_per_second"] = round(examples_per_second, 1)
-        self.run.append_metrics(record)
+        if self.progress is not None and self.progress.skipped:
+            record["skipped_share"] = self.progress.skipped / sum(self.progress.plays.values())
+        self._append(record)
         self.watch.update(self.examples, record)
         if self.tensorboard is not None:
             for name, value in means.items():
                 self.tensorboard.add_scalar(name, value, self.examples)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        """Write a record of the metrics, and tell of the alarms that start with it."""
+        self.run.append_metrics(record)
+        before = self.monitor.to_json()["alarms"]
+        for finding in self.monitor.note(record):
+            self.watch.note(f"health: {finding.line}")
+        if (now := self.monitor.to_json())["alarms"] != before:
+            self.run.write_json("health.json", now)
+        if self.plan.settings.keep_best is not None:
+            metric = self.plan.settings.keep_best.partition(":")[2]
+            if isinstance(value := record.get(metric), int | float):
+                self.readings.setdefault(metric, []).append(value)
+
+    def _fatal(self) -> str | None:
+        """Why the run ends here, if one of the alarms it is to stop on lasts."""
+        if self.plan.settings.stop_on is None:
+            return None
+        names = alarm_names(self.plan.settings.stop_on)
+        for event in self.monitor.active:
+            if event.name in names:
+                return (
+                    f"stopped at {self.examples:,} of {self.plan.settings.examples:,} examples by the alarm "
+                    f"{event.name}: {event.says} ({event.evidence}). Try: {event.remedy}. The state is saved in "
+                    f"{self.run.path}"
+                )
+        return None
+
+    def _keep_best(self, *, saved: bool = False) -> None:
+        """Save and mark this point of the run if its quantity, averaged since the last picture, is the best so far.
+
+        `saved`: a checkpoint of this very point has been written.
+        """
+        if self.plan.settings.keep_best is None:
+            return
+        way, _, metric = self.plan.settings.keep_best.partition(":")
+        readings = self.readings.pop(metric, [])
+        value = sum(readings) / len(readings) if readings else math.nan
+        if not math.isfinite(value):
+            return
+        best = self.run.best()
+        if best is not None and best.get("metric") == metric:
+            before = best.get("value")
+            if isinstance(before, int | float) and (value <= before if way == "max" else value >= before):
+                return
+        if not saved:
+            self._save()
+        self.run.mark_best(self.examples, metric, value)
 
     def model(self) -> Model:
         """The model as it stands, averages in place of the networks that have one."""
@@ -575,11 +674,23 @@ class _Session:
                 )
             grid = reconstruction_grid(few[:8], rec.float().cpu())
             self.run.write_bytes(f"samples/reconstructions-{self.examples:012d}.png", png_bytes(grid))
+        record: dict[str, Any] = {"examples": self.examples, **self._probe(model)}
         if "elbo" in model.abilities:
             labels = None if held_out.y is None or not model.recipe.conditional else held_out.y[: len(few)].numpy()
             bound = model.elbo(from_model(few, spec), labels=labels)
             means = {f"test_{name}": float(value.mean()) for name, value in bound.items()}
-            self.run.append_metrics({"examples": self.examples, **means})
+            record |= means | {"test_elbo_nats": -sum(means.values())}
+        self._append(record)
+
+    def _probe(self, model: Model) -> dict[str, float]:
+        """What `probing` measures at this point."""
+        assert self.progress is not None
+        if self.probes is None:
+            plan = self.plan
+            self.probes = Probes(plan.data, batch_size=plan.settings.batch_size, device=plan.device)
+        stage = self.plan.recipe.stages[self.stage]
+        with autocast(self.plan.device, self.plan.settings.precision):
+            return self.probes.measure(model, stage, examples=self.progress.examples, step=self.progress.step)
 
     # Saving and restoring.
 
@@ -645,6 +756,7 @@ class _Session:
             return True
         records = saved.state.get("records")
         self.run.truncate_metrics(saved.examples, records if isinstance(records, int) and records >= 0 else None)
+        self.monitor = Monitor(self.plan.record, self.run.metrics(), stored_events(self.run))
         return True
 
     def _curves(self) -> None:
@@ -661,9 +773,12 @@ class _Session:
         if not self.plan.processes.main:
             return
         self._pictures()
+        self._keep_best(saved=True)
         self._curves()
+        self.run.write_json("health.json", self.monitor.to_json())
         write_report(
             self.run,
+            health=[asdict(event) for event in self.monitor.events],
             routing="\n\n".join(table(stage.game) for stage in self.plan.recipe.stages),
             phases="\n".join(_phases(stage) for stage in self.plan.recipe.stages),
             networks=networks(self.plan.recipe),
@@ -696,6 +811,54 @@ class _Every:
         passed = int(examples / self.interval)
         due, self.passed = passed > self.passed, passed
         return due
+
+
+# Without a run directory.
+
+
+def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progress]:
+    """Train in memory: the plan from its start, or for its number of examples on from `progress`; nothing is written.
+
+    From the start it gives the same weights as `train`.
+
+    Raises `InputError` for a batch larger than the data, or a recipe of several stages that is to go on;
+    `TrainingError` if a loss was not finite.
+    """
+    stages, settings, stream = plan.recipe.stages, plan.settings, batches(plan)
+    if progress is not None and len(stages) > 1:
+        raise InputError(
+            f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
+        )
+    averages: dict[str, nn.Module] = {}
+    with _own_randomness(plan):
+        for k, stage in enumerate(stages):
+            start, going_on = sum(plan.lengths[:k]), progress is not None
+            if progress is None or k:
+                progress = begin(stage.game, seed=settings.seed + k)
+            averages.update(dict(progress.averages))
+            draw = _drawing(plan, stream, stage, progress, start)
+            until = plan.lengths[k] + (progress.examples if going_on else 0)
+            while progress.examples < until:
+                with autocast(plan.device, settings.precision):
+                    step(stage.game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            try:
+                check_finite(stage.game, progress)
+            except NonFiniteError as error:
+                raise TrainingError(str(error)) from None
+    assert progress is not None
+    nets = nn.ModuleDict({**plan.recipe.nets, **averages})
+    return Model(plan.recipe, nets, examples=progress.examples), progress
+
+
+def revived(
+    name: str, spec: Spec, config: Mapping[str, Any], weights: Mapping[str, Any], device: str
+) -> tuple[tuple[Any, Recipe], Model]:
+    """((Config, Recipe), Model) of a recipe from its settings and the arrays of its networks' state."""
+    with torch.random.fork_rng(devices=[]):
+        made = recipes.build(name, spec, config)
+    restore(made[1].nets, {key: torch.as_tensor(value) for key, value in weights.items()}, "weights")
+    where = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    return made, Model(made[1], made[1].nets.to(torch.device(where)))
 
 
 def networks(recipe: Recipe) -> list[dict[str, Any]]:
