@@ -7,13 +7,13 @@ resumed run computes the same values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from twofold.game import Coefficient, State, coefficient_text
+from twofold.game import Coefficient, State, coefficient_text, sum_of_products
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class GradientBalance:
     gradient. Zero before `begin` examples, without evaluating anything. Costs two partial backward passes.
     """
 
-    reference: str
-    """The term whose gradient sets the scale."""
+    reference: str | Mapping[str, float]
+    """The term whose gradient sets the scale, or several with their weights."""
     term: str
     """The term whose coefficient this is."""
     at: Callable[[nn.ModuleDict], nn.Parameter]
@@ -118,14 +118,36 @@ class GradientBalance:
         if state.examples < self.begin:
             return 0.0
         parameter = self.at(state.nets)
+        weights = {self.reference: 1.0} if isinstance(self.reference, str) else self.reference
+        reference = sum_of_products([(weight, state.losses[name]) for name, weight in weights.items()])
         norms = [
-            torch.autograd.grad(state.losses[name], parameter, retain_graph=True)[0].norm()
-            for name in (self.reference, self.term)
+            torch.autograd.grad(loss, parameter, retain_graph=True)[0].norm()
+            for loss in (reference, state.losses[self.term])
         ]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, self.largest).detach()
 
     def __str__(self) -> str:
         return "λ"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Holds a term back while it does harm: 1 as long as the harm is at most half of `limit`, then in a straight line
+    to 0 at `limit`. A tensor of the device, so nothing waits for it.
+
+    With `harm` the relative rise of the reconstruction error since a discriminator was switched on, that rise cannot
+    stay above `limit`: there the discriminator has no say.
+    """
+
+    harm: Callable[[State], Tensor]
+    """A scalar, 0 where there is none."""
+    limit: float
+
+    def __call__(self, state: State) -> Tensor:
+        return (2 - 2 * self.harm(state) / self.limit).clamp(0.0, 1.0).detach()
+
+    def __str__(self) -> str:
+        return "guard"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import signal
 import threading
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, from_model, load, to_model
+from twofold.data import Batches, Data, from_model, load, ordered, to_model
 from twofold.device import autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -38,6 +39,8 @@ CURVES_SECONDS = 30.0
 """curves.png is drawn anew with a sample grid if at least this much training lies between: drawing takes a second."""
 SHOWN = 64
 """Samples in a grid."""
+VIEWED = 256
+"""Examples at a time when a stage's view of the whole training split is computed."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -366,6 +369,7 @@ class _Session:
         self.seconds = 0.0  # of training, in all sessions of the run
         self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
         self.meter = _Meter()
+        self.views: dict[str, dict[str, Tensor]] = {}  # of the whole training split, by the name they are kept under
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
 
     @property
@@ -398,14 +402,19 @@ class _Session:
         start = sum(self.plan.lengths[: self.stage])
         drawn = progress.examples
 
+        view = self._kept_view(stage)
+
         def draw() -> Mapping[str, Tensor]:
             nonlocal drawn
-            batch: Mapping[str, Tensor] = self.batches.draw(start + drawn)
-            drawn += settings.batch_size
-            if stage.view is not None:
-                with torch.no_grad():
-                    batch = stage.view(game.nets, batch)
-            return batch
+            position, drawn = start + drawn, drawn + settings.batch_size
+            if view is not None:
+                where = self.batches.where(position)
+                return {name: tensor[where] for name, tensor in view.items()}
+            batch = self.batches.draw(position)
+            if stage.view is None:
+                return batch
+            with torch.no_grad():
+                return stage.view(game.nets, batch)
 
         logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
         for due in (logs, saves, shows):
@@ -443,6 +452,37 @@ class _Session:
             last = time.perf_counter()
         self._log(None)
         self._save()
+
+    def _kept_view(self, stage: Stage) -> dict[str, Tensor] | None:
+        """The stage's view of the whole training split, on the device: from the run if it holds one of these networks
+        and data, otherwise computed and kept there. None where each batch must be viewed on its own."""
+        if stage.view is None or stage.kept is None or self.batches.augmented:
+            return None
+        if stage.kept not in self.views:
+            key = self._view_key(stage)
+            views = self.run.kept(stage.kept, key)
+            if views is None:
+                views = self._view_of_all(stage)
+                self.run.keep(stage.kept, views, key)
+            self.views[stage.kept] = {k: v.to(self.plan.device).long() for k, v in views.items()}
+        return self.views[stage.kept]
+
+    def _view_of_all(self, stage: Stage) -> dict[str, Tensor]:
+        parts: list[Mapping[str, Tensor]] = []
+        assert stage.view is not None
+        with torch.no_grad(), autocast(self.plan.device, self.plan.settings.precision):
+            for batch in ordered(self.plan.data.train, self.plan.data.spec, VIEWED, self.plan.device):
+                parts.append({k: v.to(torch.int32).cpu() for k, v in stage.view(stage.game.nets, batch).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _view_key(self, stage: Stage) -> str:
+        """Changes with the frozen networks' weights, the data and the precision: all that a view depends on."""
+        digest = hashlib.sha256(f"{self.plan.data.fingerprint} {self.plan.settings.precision}".encode())
+        for name in stage.game.frozen:
+            for key, tensor in stage.game.nets[name].state_dict().items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _check(self, game: Any) -> None:
         assert self.progress is not None
