@@ -35,8 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
-    "codes": {*MATHS, "rollouts"},
-    "recipes": {*MATHS, "rollouts", "autoencoders", "codes"},
+    "decode": BASE,
+    "codes": {*MATHS, "rollouts", "decode"},
+    "recipes": {*MATHS, "rollouts", "autoencoders", "codes", "decode"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -69,6 +70,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "rollouts",
         "autoencoders",
         "codes",
+        "decode",
         "recipes",
     )
 } | {

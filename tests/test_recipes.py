@@ -30,6 +30,9 @@ SMALL = {
     "clusters": 3,
     "categories": 3,
     "width_discriminator": 6,
+    "prior_width": 8,
+    "prior_layers": 1,
+    "prior_heads": 2,
 }
 SMALL_OF = {
     "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none

@@ -1,20 +1,24 @@
-"""What models of discrete codes share: a codebook in a game with what keeps its codes alive and what is logged of its
-health, and the abilities of a model whose codes are maps of codebook entries."""
+"""What models of discrete codes share: a codebook in a game, with what keeps its codes alive and what is logged of its
+health; the abilities of a model whose codes are maps of codebook entries; and a prior over such a map, as a player with
+a stage of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twofold.game import Player, State, Term
+from twofold.decode import Sampler, SequenceModel, generate, row_seeds
+from twofold.game import Batch, Game, Nets, Phase, Player, Stage, State, Term
 from twofold.latents import nearest_code, perplexity, straight_through
 from twofold.nets.codebook import AveragedCodebook, Codebook, CodeUsage
+from twofold.nets.labels import drop_labels
 from twofold.recipe import require
 from twofold.terms.matching import single_precision, squared_error
 
@@ -219,3 +223,119 @@ def uniform_draw(levels: Sequence[Level]) -> Draw:
         return [one(level.quantiser.codes, (n, *level.places)) for level in levels]
 
     return draw
+
+
+# Priors.
+
+
+def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of each token in nats: logits (batch, n, codes) and tokens (batch, n) int64 → (batch, n).
+
+    >>> token_nats(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
+    tensor([[1.3863, 1.3863]])
+    """
+    return F.cross_entropy(single_precision(logits).movedim(-1, 1), tokens, reduction="none")
+
+
+def code_view(
+    levels: Sequence[Level], encode: Callable[[nn.ModuleDict, Tensor], Sequence[Tensor]], *, conditional: bool
+) -> Callable[[Nets, Batch], Batch]:
+    """What the stage of a prior sees of a batch of data: each level's codes in raster order, and the labels."""
+
+    def view(nets: Nets, batch: Batch) -> Batch:
+        indices = encode(nets, batch["x"])
+        codes = {level.quantiser.named("codes"): index.flatten(1) for level, index in zip(levels, indices, strict=True)}
+        return codes | ({"y": batch["y"]} if conditional else {})
+
+    return view
+
+
+@dataclass(frozen=True)
+class CodePrior:
+    """A distribution of one level's codes in raster order, given a label and, if wanted, another level's codes: which
+    network it is, how it is trained and how it is drawn from."""
+
+    player: str
+    level: Level
+    classes: int | None = None
+    label_dropout: float = 0.0
+    """Share of the labels that are left out in training, without which there is nothing to guide by."""
+    given: Level | None = None
+    """The level whose codes the network reads as its condition of that level's name."""
+    sampler: Sampler = field(default_factory=Sampler)
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; it lies from 0 to below 1")
+        guided = self.guidance == 1 or (self.classes is not None and self.label_dropout > 0)
+        require(guided, f"guidance is {self.guidance}; it needs a conditional prior with label_dropout above 0")
+
+    @property
+    def codes(self) -> str:
+        """The name of its codes in a stage's view."""
+        return self.level.quantiser.named("codes")
+
+    def condition(self, y: Tensor | None, given: Tensor | None = None) -> dict[str, Tensor] | None:
+        """What the network is conditioned on."""
+        condition = {} if self.classes is None or y is None else {"y": y}
+        if self.given is not None and given is not None:
+            condition[self.given.quantiser.level] = given
+        return condition or None
+
+    def nats(self, nets: nn.ModuleDict, tokens: Tensor, condition: Mapping[str, Tensor] | None) -> Tensor:
+        """-log p of each code, (batch, positions)."""
+        return token_nats(nets[self.player](tokens, condition), tokens)
+
+    def draw(
+        self,
+        nets: nn.ModuleDict,
+        n: int,
+        *,
+        y: Tensor | None = None,
+        given: Tensor | None = None,
+        prompts: Tensor | None = None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Codes (n, …) drawn with the network's cache, after `prompts` (n, k) if there are any. Without a label a
+        conditional prior draws one for each."""
+        seeds = row_seeds(n, generator=generator)
+        if self.classes is not None and y is None:
+            y = torch.randint(self.classes, (n,), generator=generator, device=generator.device)
+        tokens = generate(
+            cast(SequenceModel, nets[self.player]),
+            self.level.positions,
+            seeds=seeds,
+            condition=self.condition(y, given),
+            prompts=prompts,
+            sampler=self.sampler,
+            guidance=self.guidance,
+        )
+        return tokens.unflatten(1, self.level.places)
+
+    def stage(
+        self,
+        name: str,
+        player: Player,
+        *,
+        frozen: Mapping[str, nn.Module],
+        view: Callable[[Nets, Batch], Batch],
+        share: float,
+    ) -> Stage:
+        """Training on the codes that `view` gives: one row, the codes' negative log-likelihood."""
+        nll = self.level.quantiser.named("nll")
+
+        def rollout(state: State) -> dict[str, Tensor]:
+            y = state.batch.get("y")
+            if self.classes is not None and y is not None:
+                y = drop_labels(y, self.classes, self.label_dropout, generator=state.generator)
+            given = None if self.given is None else state.batch[self.given.quantiser.named("codes")]
+            return {"nats": self.nats(state.nets, state.batch[self.codes], self.condition(y, given))}
+
+        phase = Phase(
+            "prior" if not self.level.quantiser.level else f"prior_{self.level.quantiser.level}",
+            rollout,
+            (Term(nll, lambda s: s["nats"].sum(1).mean(), to={self.player: 1.0}),),
+            measures={self.level.quantiser.named("nats_per_code"): lambda s: s["nats"].mean()},
+        )
+        game = Game(players={self.player: player}, phases=(phase,), frozen=frozen)
+        return Stage(name, game, share, view, kept="codes")

@@ -18,7 +18,8 @@ from twofold.game import Coefficient, State, coefficient_text, sum_of_products
 
 @dataclass(frozen=True)
 class Ramp:
-    """A straight line in examples seen: `start` until `begin`, then to `end` over `examples`, then `end`.
+    """A straight line in examples seen: `start` until `begin`, then to `end` over `examples`, then `end`. Over 0
+    examples it is a step.
 
     KL warm-up is `Ramp(0, 1, examples=50_000)`.
     """
@@ -29,7 +30,9 @@ class Ramp:
     begin: int = 0
 
     def __call__(self, state: State) -> float:
-        done = 1.0 if self.examples <= 0 else (state.examples - self.begin) / self.examples
+        if self.examples <= 0:
+            return self.end if state.examples >= self.begin else self.start
+        done = (state.examples - self.begin) / self.examples
         return self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
 
     def __str__(self) -> str:

@@ -87,7 +87,7 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 class Model:
     """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
-    `classify`, `elbo`, `log_prob`.
+    `classify`, `elbo`, `rate`, `log_prob`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -182,6 +182,11 @@ class Model:
     def elbo(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
         return self._score("elbo", x, seed, labels)
+
+    def rate(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """The negative log-likelihood of each example's discrete codes under the trained prior, exact, in nats:
+        {"rate_nats": (n,)}, and per code "nats_per_code" (n,), or one such number for each level of codes."""
+        return self._score("rate", x, seed, labels)
 
     def log_prob(self, x: Any, *, k: int = 50, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """A lower bound of each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.

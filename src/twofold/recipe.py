@@ -13,7 +13,7 @@ from twofold.errors import InputError, unknown
 from twofold.game import Stage
 from twofold.spec import Spec
 
-ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound")
+ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound", "rate")
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
@@ -29,6 +29,8 @@ class Recipe:
     - `decode(nets, z, *, y)` → x, `encode(nets, x, *, y)` → z, `reconstruct(nets, x, *, y)` → x
     - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
+    - `rate(nets, x, *, y, generator)` → {"rate_nats": (n,), …}: exactly -log p of the discrete codes of x under the
+      trained prior, and the same per code as "nats_per_code…"
     - `iw_bound(nets, x, *, y, generator, k)` → {"log_prob_nats": (n,)}: a lower bound of log p(x) from k draws
 
     `y` is None unless the recipe is conditional.

@@ -453,7 +453,6 @@ class Run:
             rest = _newest_good(parent, numbers, chosen)
             raise InputError(f"checkpoint {chosen:012d} is damaged: {damage}; {rest}") from None
 
-
     # What can be computed again
 
     def keep(self, name: str, tensors: Mapping[str, Tensor], key: str) -> None:

@@ -23,7 +23,8 @@ class FeatureClassifier(nn.Module):
         super().__init__()
         widths = [whole("channels", channels), *(width * 2**k for k in range(whole("layers", layers)))]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 1 if k == 0 else 2, 1), nn.ReLU()) for k, (a, b) in enumerate(pairwise(widths))
+            nn.Sequential(nn.Conv2d(a, b, 3, 1 if k == 0 else 2, 1), nn.ReLU())
+            for k, (a, b) in enumerate(pairwise(widths))
         )
         self.head = nn.Linear(widths[-1], whole("classes", classes, least=2))
 

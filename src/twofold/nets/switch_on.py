@@ -49,4 +49,7 @@ class SwitchOn(nn.Module):
 
     def rise(self) -> Tensor:
         """The average now, relative to before, minus 1: 0.3 is an error 30 % larger. 0 before the switch-on."""
-        return torch.where(self.before > 0, self.mean() / self.before.clamp_min(torch.finfo(self.before.dtype).tiny), 1) - 1
+        return (
+            torch.where(self.before > 0, self.mean() / self.before.clamp_min(torch.finfo(self.before.dtype).tiny), 1)
+            - 1
+        )

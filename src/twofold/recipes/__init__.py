@@ -113,6 +113,11 @@ ENTRIES = (
         "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
     ),
     Entry(
+        "vqgan", HYBRID, "Esser et al., Taming Transformers for High-Resolution Image Synthesis", 2021, ("image",),
+        (*AUTOENCODE, "rate"), "codes whose decoder faces a discriminator of patches, then a Transformer on them",
+        "vqgan",
+    ),
+    Entry(
         "factor-vae", HYBRID, "Kim & Mnih, Disentangling by Factorising", 2018, ANY,
         (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),

@@ -19,7 +19,9 @@ def perceptual_distance(features: Sequence[Tensor], others: Sequence[Tensor]) ->
     tensor([2.])
     """
     if not features or len(features) != len(others):
-        raise ValueError(f"there are maps of {len(features)} and {len(others)} layers; give the same layers, at least 1")
+        raise ValueError(
+            f"there are maps of {len(features)} and {len(others)} layers; give the same layers, at least 1"
+        )
     distances = []
     for f, g in zip(features, others, strict=True):
         require_same_shape(features=f, others=g)
