@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autoencoders": {*MATHS, "rollouts"},
     "decode": BASE,
     "codes": {*MATHS, "rollouts", "decode"},
-    "recipes": {*MATHS, "rollouts", "autoencoders", "codes", "decode"},
+    "patch_game": MATHS,
+    "recipes": {*MATHS, "rollouts", "autoencoders", "codes", "patch_game", "decode"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -70,6 +71,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "rollouts",
         "autoencoders",
         "codes",
+        "patch_game",
         "decode",
         "recipes",
     )
@@ -229,7 +231,7 @@ def test_heavy_packages_are_not_imported_before_they_are_needed(code):
 # Routing.
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "rollouts.py", "codes.py"])
+@pytest.mark.parametrize("name", [*RECIPES, "rollouts.py", "codes.py", "patch_game.py"])
 @pytest.mark.parametrize("word", ["backward", "zero_grad", "requires_grad_", "requires_grad", "detach", "no_grad"])
 def test_recipes_do_not_route_gradient(name, word):
     used = [

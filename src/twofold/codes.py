@@ -100,7 +100,7 @@ class Quantiser:
         usage = {self.named("usage"): CodeUsage(self.codes)}
         return usage | ({self.named("codebook"): book} if self.averaged else {})
 
-    def book(self, nets: nn.ModuleDict) -> nn.Module:
+    def book(self, nets: Mapping[str, nn.Module] | nn.ModuleDict) -> nn.Module:
         """The codebook among the networks."""
         return nets[self.named("codebook")]
 
@@ -282,6 +282,12 @@ class CodePrior:
             condition[self.given.quantiser.level] = given
         return condition or None
 
+    def labels(self, n: int, y: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """The labels given; without them, labels drawn for a conditional prior, and None for another."""
+        if self.classes is None or y is not None:
+            return y
+        return torch.randint(self.classes, (n,), generator=generator, device=generator.device)
+
     def nats(self, nets: nn.ModuleDict, tokens: Tensor, condition: Mapping[str, Tensor] | None) -> Tensor:
         """-log p of each code, (batch, positions)."""
         return token_nats(nets[self.player](tokens, condition), tokens)
@@ -296,11 +302,8 @@ class CodePrior:
         prompts: Tensor | None = None,
         generator: torch.Generator,
     ) -> Tensor:
-        """Codes (n, …) drawn with the network's cache, after `prompts` (n, k) if there are any. Without a label a
-        conditional prior draws one for each."""
+        """Codes (n, …) drawn with the network's cache, after `prompts` (n, k) if there are any."""
         seeds = row_seeds(n, generator=generator)
-        if self.classes is not None and y is None:
-            y = torch.randint(self.classes, (n,), generator=generator, device=generator.device)
         tokens = generate(
             cast(SequenceModel, nets[self.player]),
             self.level.positions,

@@ -61,18 +61,25 @@ class Double(nn.Module):
         return self.conv(h)[:, :, : self.size[0], : self.size[1]]
 
 
-class HalvingEncoder(nn.Sequential):
-    """Halvings, the first ones at half the channels, then a 3×3 convolution, residual blocks and the 1×1 head."""
+class HalvingTrunk(nn.Sequential):
+    """Halvings, the first ones at half the channels, then a 3×3 convolution and residual blocks."""
 
-    def __init__(self, channels: int, latent: int, width: int, inner: int, blocks: int, halvings: int):
+    def __init__(self, channels: int, width: int, inner: int, blocks: int, halvings: int, *head: nn.Module):
         widths = [channels, *([max(1, width // 2)] * (halvings - 1)), *([width] if halvings else [])]
         super().__init__(
             *(Halve(a, b) for a, b in pairwise(widths)),
             nn.Conv2d(widths[-1], width, 3, 1, 1),
             *(Residual(width, inner) for _ in range(blocks)),
             nn.ReLU(),
-            nn.Conv2d(width, latent, 1),
+            *head,
         )
+
+
+class HalvingEncoder(HalvingTrunk):
+    """The trunk and a 1×1 convolution to vectors of `latent` values."""
+
+    def __init__(self, channels: int, latent: int, width: int, inner: int, blocks: int, halvings: int):
+        super().__init__(channels, width, inner, blocks, halvings, nn.Conv2d(width, latent, 1))
 
 
 class DoublingDecoder(nn.Module):

@@ -77,6 +77,10 @@ ENTRIES = (
         (*AUTOENCODE, "elbo"), "the codebook as moving averages, 128 units, 512 codes", "vq_vae", "released",
     ),
     Entry(
+        "vq-vae-2", EXPLICIT, "Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019, ("image",),
+        (*AUTOENCODE, "elbo", "rate"), "codes on two levels, then a prior for each", "vq_vae_2",
+    ),
+    Entry(
         "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
         "generator against discriminator, non-saturating", "gan",
     ),

@@ -45,7 +45,7 @@ halving networks (`--arch halving`) are the VQ-VAE's, for comparisons at equal n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -56,26 +56,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twofold.codes import CodePrior, Level, Quantiser, code_abilities, code_view, quantise
-from twofold.coefficients import GradientBalance, Guard, Ramp, product
 from twofold.decode import Sampler
-from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
+from twofold.game import Game, Phase, Player, Stage, State, Term
 from twofold.nets.features import FeatureClassifier
 from twofold.nets.layers import norm_layer
-from twofold.nets.norm import call_together
-from twofold.nets.patch import PatchDiscriminator, most_layers
 from twofold.nets.residual import DoublingDecoder, HalvingEncoder, halved
-from twofold.nets.switch_on import SwitchOn
 from twofold.nets.transformer import GPT
+from twofold.patch_game import PatchGame, build_patch_discriminator
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import classes_for
 from twofold.spec import Spec
-from twofold.terms.adversarial import Hinge
 from twofold.terms.matching import l1
 from twofold.terms.perceptual import perceptual_distance
 
 ARCHS = ("resnet", "halving")
 PERCEPTUAL = ("none", "features")
-PATCH_LAYERS = 3
 
 
 @dataclass(frozen=True)
@@ -213,13 +208,15 @@ def build(config: Config, spec: Spec) -> Recipe:
         [level],
         encode=indices,
         picture=lambda nets, vectors: nets["decoder"](vectors[0]).clamp(-1, 1),
-        draw=lambda nets, n, *, y, generator: [prior.draw(nets, n, y=y, generator=generator)],
+        draw=lambda nets, n, *, y, generator: [
+            prior.draw(nets, n, y=prior.labels(n, y, generator), generator=generator)
+        ],
     )
     return Recipe(tuple(stages), spec, abilities | {"rate": rate}, config.conditional)
 
 
 def _check(config: Config) -> None:
-    for name in ("halvings", "adversarial_begin", "adversarial_ramp", "adversarial_weight", "perceptual_weight"):
+    for name in ("halvings", "adversarial_weight", "perceptual_weight"):
         value = getattr(config, name)
         require(value >= 0, f"{name} is {value}; it starts at 0")
     least = 1 if config.arch == "resnet" else 0
@@ -227,32 +224,36 @@ def _check(config: Config) -> None:
     for name in ("prior_share", "features_share"):
         value = getattr(config, name)
         require(value > 0, f"{name} is {value}; it must be above 0")
-    limit = config.adversarial_limit
-    require(limit is None or limit > 0, f"adversarial_limit is {limit}; it must be above 0, or none")
 
 
 def autoencoder_game(
     config: Config, spec: Spec, quantiser: Quantiser, encoder: nn.Module, decoder: nn.Module, book: nn.Module
 ) -> Game:
     """Stage 1."""
-    adversarial = config.adversarial_weight > 0
-    features = config.perceptual == "features"
+    both = {"encoder": 1.0, "decoder": 1.0}
+    terms = [quantiser.term(), Term("reconstruction", lambda s: l1(s["x_rec"], s["x"]).mean(), to=both)]
+    reference = {"reconstruction": 1.0}
+    if config.perceptual == "features":
+        reference["perceptual"] = config.perceptual_weight * spec.size
+        terms.append(Term("perceptual", perceptual, to=dict.fromkeys(both, reference["perceptual"])))
+    adversary = None
+    if config.adversarial_weight > 0:
+        adversary = PatchGame(
+            tuple(both),
+            reference,
+            spec,
+            config.adversarial_weight,
+            config.adversarial_begin,
+            config.adversarial_ramp,
+            config.adversarial_limit,
+        )
 
     def rollout(state: State) -> dict[str, Tensor]:
         x, nets = state.batch["x"], state.nets
         out = quantiser.learn(state, nets["encoder"](x))
         x_rec = nets["decoder"](out["codes"])
-        out |= {"x": x, "x_rec": x_rec}
-        if adversarial:
-            error = l1(x_rec, x).mean() / spec.size
-            on = state.examples >= config.adversarial_begin
-            cast(SwitchOn, nets["switch_on"]).note(error, examples=len(x), on=on)
-            out["real_logits"], out["rec_logits"] = call_together(nets["discriminator"], x, x_rec)
-        return out
-
-    def perceptual(state: State) -> Tensor:
-        net = cast(FeatureClassifier, state.nets["features"])
-        return perceptual_distance(net.maps(state["x"]), net.maps(state["x_rec"])).mean()
+        judged = {} if adversary is None else adversary.judge(state, x, x_rec)
+        return {"x": x, "x_rec": x_rec, **out, **judged}
 
     adam = partial(torch.optim.Adam, lr=config.learning_rate, betas=(config.beta1, config.beta2))
     own: dict[str, Any] = {"clip_norm": config.clip_norm}
@@ -261,72 +262,26 @@ def autoencoder_game(
         "decoder": Player(decoder, adam, ema_half_life_examples=config.ema_half_life_examples, **own),
         **quantiser.players(book, adam),
     }
-    both = {"encoder": 1.0, "decoder": 1.0}
-    terms = [quantiser.term(), Term("reconstruction", lambda s: l1(s["x_rec"], s["x"]).mean(), to=both)]
-    measures = quantiser.measures()
-    reference = {"reconstruction": 1.0}
-    if features:
-        reference["perceptual"] = config.perceptual_weight * spec.size
-        terms.append(Term("perceptual", perceptual, to=dict.fromkeys(both, reference["perceptual"])))
-    memory = quantiser.memory(book)
-    if adversarial:
-        discriminator = build_discriminator(config, spec)
-        fast = partial(adam, lr=config.learning_rate_discriminator)
-        players["discriminator"] = Player(discriminator, fast, **own)
-        memory["switch_on"] = SwitchOn(half_life_examples=SWITCH_HALF_LIFE)
-        terms += adversarial_terms(adversarial_weight(config, spec, reference))
-        measures |= switch_on_measures()
-    phase = Phase("autoencoder", rollout, terms, measures=measures)
-    return Game(players, (phase,), memory=memory)
+    memory, measures = quantiser.memory(book), quantiser.measures()
+    if adversary is not None:
+        discriminator = build_patch_discriminator(
+            spec,
+            width=config.width_discriminator,
+            layers=config.patch_layers,
+            norm=config.norm_discriminator,
+            spectral=config.spectral,
+        )
+        players["discriminator"] = Player(discriminator, partial(adam, lr=config.learning_rate_discriminator), **own)
+        terms += adversary.terms()
+        measures |= adversary.measures()
+        memory |= adversary.memory()
+    return Game(players, (Phase("autoencoder", rollout, terms, measures=measures),), memory=memory)
 
 
-SWITCH_HALF_LIFE = 1_000
-"""Of the reconstruction error's moving average, in examples."""
-
-
-def adversarial_weight(config: Config, spec: Spec, reference: Mapping[str, float]) -> Coefficient:
-    """Ramp · guard · λ."""
-    ramp = Ramp(0.0, config.adversarial_weight, examples=config.adversarial_ramp, begin=config.adversarial_begin)
-    balance = GradientBalance(
-        reference, "adversarial_generator", at=lambda nets: last_weight(nets["decoder"]), largest=1e4 * spec.size
-    )
-    guard = [] if config.adversarial_limit is None else [Guard(switch_on_rise, config.adversarial_limit)]
-    return product(ramp, *guard, balance)
-
-
-def switch_on_rise(state: State) -> Tensor:
-    """How much larger the reconstruction error is than before the switch-on, relative to that."""
-    return cast(SwitchOn, state.nets["switch_on"]).rise()
-
-
-def adversarial_terms(weight: Coefficient) -> list[Term]:
-    """The hinge game of decoder and encoder against the discriminator."""
-    hinge = Hinge()
-    return [
-        Term(
-            "adversarial_generator",
-            lambda s: hinge.generator(s["rec_logits"]),
-            to={"encoder": weight, "decoder": weight},
-        ),
-        Term(
-            "adversarial_discriminator",
-            lambda s: hinge.discriminator(s["real_logits"], s["rec_logits"]),
-            to={"discriminator": 0.5},
-        ),
-    ]
-
-
-def switch_on_measures() -> dict[str, Callable[[State], Tensor]]:
-    """The rise of the error since the switch-on, its largest value, and the discriminator's accuracy."""
-
-    def accuracy(state: State) -> Tensor:
-        return 0.5 * ((state["real_logits"] > 0).float().mean() + (state["rec_logits"] < 0).float().mean())
-
-    return {
-        "rise": switch_on_rise,
-        "rise_largest": lambda s: cast(SwitchOn, s.nets["switch_on"]).largest_rise.clone(),
-        "discriminator_accuracy": accuracy,
-    }
+def perceptual(state: State) -> Tensor:
+    """The distance of reconstructions in the classifier's layers."""
+    net = cast(FeatureClassifier, state.nets["features"])
+    return perceptual_distance(net.maps(state["x"]), net.maps(state["x_rec"])).mean()
 
 
 def features_first(stages: Sequence[Stage], config: Config, spec: Spec) -> list[Stage]:
@@ -352,28 +307,6 @@ def features_first(stages: Sequence[Stage], config: Config, spec: Spec) -> list[
 
 
 # Networks.
-
-
-def build_discriminator(config: Config, spec: Spec) -> PatchDiscriminator:
-    """3 layers, or as many as the image has room for."""
-    layers = config.patch_layers
-    most = most_layers(*spec.shape[1:])
-    require(
-        layers is None or 0 <= layers <= most,
-        f"patch_layers is {layers}; images of {spec.shape[1]}×{spec.shape[2]} have room for 0 to {most}",
-    )
-    return PatchDiscriminator(
-        spec.shape[0],
-        width=config.width_discriminator,
-        layers=min(PATCH_LAYERS, most) if layers is None else layers,
-        norm=config.norm_discriminator,
-        spectral=config.spectral,
-    )
-
-
-def last_weight(decoder: nn.Module) -> nn.Parameter:
-    """The weight of a decoder's last layer, where λ compares gradients."""
-    return [w for w in decoder.parameters() if w.ndim > 1][-1]
 
 
 def networks(config: Config, spec: Spec) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
