@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "recipes/__init__.py"]
 
 BASE = {"errors", "spec"}
-MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents"}
+MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents", "decode"}
 VERBS = {"training", "using", "overview", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latents": {"errors"},
     "terms": BASE,
     "nets": BASE,
+    "decode": {"errors"},
     "metrics": BASE,
     "data": BASE,
     "recipe": {*BASE, "game"},
@@ -65,6 +66,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "coefficients",
         "terms",
         "nets",
+        "decode",
         "metrics",
         "latents",
         "recipe",

@@ -64,10 +64,7 @@ def generate(model: SequenceModel, length: int, **options: Any) -> Tensor:
     With `stop`, a row that has drawn it holds it to the end; the result is as long as the longest row needs, rounded
     up to the engine's next look.
     """
-    tokens = None
-    for _, tokens in _loop(model, length, **options):
-        pass
-    assert tokens is not None
+    *_, (_, tokens) = _loop(model, length, **options)
     return tokens
 
 
@@ -249,6 +246,6 @@ def _laid_out(
         if prompt.is_floating_point() or prompt.dtype == torch.bool or prompt.ndim != 1:
             raise InputError(f"a prompt is {prompt.dtype} of shape {tuple(prompt.shape)}; give whole numbers (k,)")
         laid[row, : len(prompt)] = prompt
-    if laid.numel() and not (0 <= int(laid.min()) and int(laid.max()) < vocabulary):
+    if laid.numel() and not (int(laid.min()) >= 0 and int(laid.max()) < vocabulary):
         raise InputError(f"a prompt holds a token outside 0 to {vocabulary - 1}")
     return laid.to(device), lengths

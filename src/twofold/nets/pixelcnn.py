@@ -172,11 +172,10 @@ class PixelCNN(nn.Module):
         )
         self.label = None if classes is None else LabelEmbedding(classes, width)
         self.project = None if vector is None else nn.Linear(vector, width)
-        conditioned = classes is not None or vector is not None
-        self.shifts = nn.ModuleList(nn.Linear(width, 4 * width, bias=False) for _ in range(layers if conditioned else 0))
-        self.map_shifts = nn.ModuleList(
-            nn.Conv2d(map_channels, 4 * width, 1, bias=False) for _ in range(layers if map_channels else 0) if map_channels
-        )
+        conditioned = layers if classes is not None or vector is not None else 0
+        self.shifts = nn.ModuleList(nn.Linear(width, 4 * width, bias=False) for _ in range(conditioned))
+        mapped = [] if map_channels is None else [map_channels] * layers
+        self.map_shifts = nn.ModuleList(nn.Conv2d(inputs, 4 * width, 1, bias=False) for inputs in mapped)
         self.head = head if head is not None else CategoricalHead(width, levels, channels, size)
 
     # All pixels at once.
@@ -217,7 +216,7 @@ class PixelCNN(nn.Module):
 
     def step(self, tokens: Tensor, cache: PixelCache) -> Tensor:
         """Logits (rows, levels) of the token after tokens (rows, k), which follow those in the cache."""
-        channels, height, width = self.shape
+        channels, _, width = self.shape
         if cache.filled + tokens.shape[1] >= self.window:
             raise InputError(f"the image of {self.window} tokens is full")
         values = self.values(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ class GPT(nn.Module):
 
     def start(self, rows: int, condition: Mapping[str, Tensor] | None = None) -> TransformerCache:
         """An empty cache with room for the window."""
-        attentions = (block.attention for block in self.blocks)
+        attentions = [cast(TransformerBlock, block).attention for block in self.blocks]
         return TransformerCache([a.memory(rows, self.window) for a in attentions], self.begin(rows, condition))
 
     def step(self, tokens: Tensor, cache: TransformerCache) -> Tensor:
