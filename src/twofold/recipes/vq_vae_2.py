@@ -181,7 +181,8 @@ def autoencoder_game(config: Config, levels: Sequence[Level], nets: Mapping[str,
     top, bottom = (level.quantiser for level in levels)
 
     def rollout(state: State) -> dict[str, Tensor]:
-        x, encoder = state.batch["x"], state.nets["encoder"]
+        x = state.batch["x"]
+        encoder: Any = state.nets["encoder"]
         features, z_top = encoder(x)
         out = top.learn(state, z_top)
         out |= bottom.learn(state, encoder.bottom(features, out["codes_top"]))
