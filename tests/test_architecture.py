@@ -36,7 +36,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
-    "decode": BASE,
     "codes": {*MATHS, "rollouts", "decode"},
     "patch_game": MATHS,
     "recipes": {*MATHS, "rollouts", "autoencoders", "codes", "patch_game", "decode"},
@@ -74,7 +73,6 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "autoencoders",
         "codes",
         "patch_game",
-        "decode",
         "recipes",
     )
 } | {

@@ -21,7 +21,7 @@ from twofold.run import Run
 from twofold.training import Interrupted, Settings, Silent, TrainingError, command, estimate, prepare, train
 
 NAMES = [entry.name for entry in recipes.ENTRIES]
-TINY = {"latent": 3, "width": 4, "hidden": 5}
+TINY = {"latent": 3, "width": 4, "hidden": 5, "prior_width": 8, "prior_layers": 1, "prior_heads": 2}
 
 
 def options(name: str) -> dict:
