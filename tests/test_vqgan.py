@@ -79,9 +79,9 @@ def test_the_adaptive_weight_is_the_ratio_of_two_gradients_at_the_last_layer(arc
     state = State(game.nets, data, 10, 0, torch.Generator())
     kept = {k: v.clone() for k, v in game.nets.state_dict().items()}
     x_rec = game.phases[0].rollout(state)["x_rec"]
-    game.nets.load_state_dict(kept)
     (of_l1,) = torch.autograd.grad((x_rec - data["x"]).abs().sum() / 8, weight, retain_graph=True)
     (of_d,) = torch.autograd.grad(-game.nets["discriminator"](x_rec).mean(), weight)
+    game.nets.load_state_dict(kept)
     expected = 0.4 * of_l1.norm() / (of_d.norm() + 1e-4)
     values = step(game, progress, lambda: data)
     torch.testing.assert_close(values["adversarial_generator → decoder"], expected, rtol=1e-9, atol=0)
