@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
-    "recipes": {*MATHS, "rollouts", "autoencoders"},
+    "autoregressive": {*MATHS, "rollouts"},
+    "recipes": {*MATHS, "rollouts", "autoencoders", "autoregressive"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -69,6 +70,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "recipe",
         "rollouts",
         "autoencoders",
+        "autoregressive",
         "recipes",
     )
 } | {
