@@ -275,10 +275,11 @@ class Stop(Silent):
     """Presses Ctrl-C once `after` examples have been seen."""
 
     def __init__(self, after: int):
-        self.after = after
+        self.after, self.pressed = after, False
 
     def update(self, examples, record):
-        if examples >= self.after:
+        if examples >= self.after and not self.pressed:
+            self.pressed = True
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -300,6 +301,25 @@ def test_interrupted_in_every_stage_and_between_them_is_uninterrupted_bit_for_bi
     assert {stage for stage, _ in seen} == {0, 1, 2}
     found = states(tmp_path / "parts")
     assert found.keys() == expected.keys()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_killed_between_two_stages_goes_on_with_the_next(tmp_path, monkeypatch):
+    enter = _Session._enter
+
+    def killed(self, stage):
+        if stage == 2:
+            raise MemoryError("killed")
+        enter(self, stage)
+
+    run(tmp_path / "whole")
+    monkeypatch.setattr(_Session, "_enter", killed)
+    with pytest.raises(MemoryError):
+        run(tmp_path / "parts")
+    assert Run.open(tmp_path / "parts").load_checkpoint().state["stage"] == 1
+    monkeypatch.setattr(_Session, "_enter", enter)
+    run(tmp_path / "parts", resume=True)
+    expected, found = states(tmp_path / "whole"), states(tmp_path / "parts")
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 

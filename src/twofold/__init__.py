@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "Model",
     "Spec",
+    "complete",
     "interpolate",
     "load",
     "recipes",
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from twofold.overview import show
     from twofold.spec import Spec
     from twofold.training import train
-    from twofold.using import interpolate, reconstruct, sample
+    from twofold.using import complete, interpolate, reconstruct, sample
 
 _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Spec": "spec",
+    "complete": "using",
     "interpolate": "using",
     "load": "model",
     "reconstruct": "using",

@@ -41,6 +41,8 @@ SHOWN = 64
 """Samples in a grid."""
 VIEWED = 256
 """Examples at a time when a stage's view of the whole training split is computed."""
+FEW = 256
+"""Test examples whose exact log-likelihood is logged with each grid."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -531,10 +533,19 @@ class _Session:
             grid = reconstruction_grid(few[:8], rec.float().cpu())
             self.run.write_bytes(f"samples/reconstructions-{self.examples:012d}.png", png_bytes(grid))
         if "elbo" in model.abilities:
-            labels = None if held_out.y is None or not model.recipe.conditional else held_out.y[: len(few)].numpy()
-            bound = model.elbo(from_model(few, spec), labels=labels)
-            means = {f"test_{name}": float(value.mean()) for name, value in bound.items()}
-            self.run.append_metrics({"examples": self.examples, **means})
+            bound = model.elbo(from_model(few, spec), labels=self._labels(model, held_out, len(few)))
+            self._test_means(bound)
+        if "log_prob" in model.abilities:
+            few = few[:FEW]
+            self._test_means(model.log_prob(from_model(few, spec), labels=self._labels(model, held_out, len(few))))
+
+    def _labels(self, model: Model, held_out: Any, n: int) -> Any:
+        """Labels of the first `n` test examples for a conditional model."""
+        return None if held_out.y is None or not model.recipe.conditional else held_out.y[:n].numpy()
+
+    def _test_means(self, values: Mapping[str, Any]) -> None:
+        means = {f"test_{name}": float(value.mean()) for name, value in values.items()}
+        self.run.append_metrics({"examples": self.examples, **means})
 
     # Saving and restoring.
 

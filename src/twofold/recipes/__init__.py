@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXPLICIT, IMPLICIT, HYBRID = "explicit", "implicit", "hybrid"
 ANY = ("image", "vector")
 GENERATE = ("sample", "decode", "interpolate")
+DRAW = ("sample", "complete", "log_prob")
 AUTOENCODE = ("sample", "encode", "decode", "reconstruct", "interpolate")
 
 
@@ -156,6 +157,27 @@ ENTRIES = (
     Entry(
         "wae-mmd", EXPLICIT, "Tolstikhin et al., algorithm 2", 2018, ANY, AUTOENCODE,
         "the same, matched by the maximum mean discrepancy", "wae", "mmd_variant",
+    ),
+    Entry(
+        "pixelcnn", EXPLICIT, "van den Oord et al., Conditional Image Generation with PixelCNN Decoders", 2016,
+        ("image",), DRAW, "pixel after pixel by gated convolutions, log p(x) exact", "pixelcnn",
+    ),
+    Entry(
+        "pixelcnn-pp", EXPLICIT, "Salimans et al., PixelCNN++, its likelihood on the gated network", 2017, ("image",),
+        DRAW, "the same, a pixel a mixture of discretised logistics", "pixelcnn", "plus_plus",
+    ),
+    Entry(
+        "pixelgan", HYBRID, "Makhzani & Frey, PixelGAN Autoencoders", 2017, ("image",), AUTOENCODE,
+        "an encoder, a PixelCNN for a decoder, a discriminator of codes", "pixelgan",
+    ),
+    Entry(
+        "pixelgan-clustering", HYBRID, "Makhzani & Frey, a categorical code", 2017, ("image",),
+        ("sample", "encode", "decode", "reconstruct", "interpolate", "classify"),
+        "the same, the code one of K clusters", "pixelgan", "clustering",
+    ),
+    Entry(
+        "pixelcnn-adv", HYBRID, "our own, without a paper: PixelCNN's likelihood and a critic of its samples", 2016,
+        ("image",), DRAW, "the likelihood of PixelCNN, and a discriminator of what it draws", "pixelcnn_adv",
     ),
     Entry(
         "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
