@@ -87,11 +87,7 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 class Model:
     """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
-<<<<<<< ours
-    `classify`, `elbo`, `rate`, `log_prob`.
-=======
-    `complete`, `classify`, `elbo`, `log_prob`.
->>>>>>> theirs
+    `complete`, `classify`, `elbo`, `rate`, `log_prob`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -208,18 +204,13 @@ class Model:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
         return self._score("elbo", x, seed, labels)
 
-<<<<<<< ours
     def rate(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """The negative log-likelihood of each example's discrete codes under the trained prior, exact, in nats:
         {"rate_nats": (n,)}, and per code "nats_per_code" (n,), or one such number for each level of codes."""
         return self._score("rate", x, seed, labels)
 
-    def log_prob(self, x: Any, *, k: int = 50, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
-        """A lower bound of each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
-=======
     def log_prob(self, x: Any, *, k: int | None = None, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """Each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
->>>>>>> theirs
 
         Exact for a model with the ability `log_prob`, which gives "bits_per_dim" (n,) too and takes no `k`. For one
         with the ability `iw_bound`, a lower bound: the importance-weighted one from `k` draws of the posterior
