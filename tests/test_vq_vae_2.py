@@ -184,6 +184,28 @@ def test_samples_are_drawn_from_both_priors():
     assert np.array_equal(model.reconstruct(x), model.decode(model.encode(x)))
 
 
+def test_completion_keeps_what_is_known_and_draws_the_rest():
+    """Pixels above the cut stay; those below depend on them, on the seed, and not on what was there."""
+    recipe = build(restart_examples=8, learning_rate=3e-3)  # untrained codes may all be one
+    progress = begin(recipe.stages[0].game)
+    for _ in range(60):
+        step(recipe.stages[0].game, progress, batch)
+    model = Model(recipe, recipe.nets)
+    x = np.random.default_rng(0).integers(0, 256, (70, 16, 16), dtype=np.uint8)
+    half = 16 // 2
+    drawn = model.complete(x, known=0.5, seed=1)
+    assert np.array_equal(drawn[:, :half], x[:, :half]) and not np.array_equal(drawn, x)
+    assert np.array_equal(model.complete(x, known=1.0), x)
+    assert not np.array_equal(drawn, model.complete(x, known=0.5, seed=2))
+    other = x.copy()
+    other[:, half:] = 255 - other[:, half:]
+    assert np.array_equal(drawn, model.complete(other, known=0.5, seed=1))
+    other[:, :half] = 255 - other[:, :half]
+    changed = model.complete(other, known=0.5, seed=1)[:, half:] != drawn[:, half:]
+    assert changed.mean() > 0.05
+    assert np.array_equal(model.complete(x[:5], known=0.0), model.sample(5))
+
+
 def test_odd_and_narrow_images():
     for shape in ((3, 9, 13), (2, 17, 8), (1, 5, 30)):
         recipe = build(Spec("image", shape, layout="CHW"), refine_share=0.5, refine_ramp=0)

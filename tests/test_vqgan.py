@@ -258,6 +258,28 @@ def test_sampling_follows_its_options():
     assert Model(guided, guided.nets).sample(2, labels=[0, 2]).shape == (2, 8, 8)
 
 
+def test_completion_keeps_what_is_known_and_draws_the_rest():
+    """Pixels above the cut stay; those below depend on them, on the seed, and not on what was there."""
+    recipe = build(restart_examples=8)  # untrained codes may all be one
+    progress = begin(recipe.stages[0].game)
+    for _ in range(5):
+        step(recipe.stages[0].game, progress, batch)
+    model = Model(recipe, recipe.nets)
+    x = np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)
+    half = 8 // 2
+    drawn = model.complete(x, known=0.5, seed=1)
+    assert np.array_equal(drawn[:, :half], x[:, :half]) and not np.array_equal(drawn, x)
+    assert np.array_equal(model.complete(x, known=1.0), x)
+    assert not np.array_equal(drawn, model.complete(x, known=0.5, seed=2))
+    other = x.copy()
+    other[:, half:] = 255 - other[:, half:]
+    assert np.array_equal(drawn, model.complete(other, known=0.5, seed=1))
+    other[:, :half] = 255 - other[:, :half]
+    changed = model.complete(other, known=0.5, seed=1)[:, half:] != drawn[:, half:]
+    assert changed.mean() > 0.05
+    assert np.array_equal(model.complete(x[:5], known=0.0), model.sample(5))
+
+
 # Stages, codes that are kept, resuming.
 
 

@@ -215,6 +215,35 @@ def code_abilities(
     }
 
 
+def completion(
+    levels: Sequence[Level],
+    *,
+    encode: Callable[[nn.ModuleDict, Tensor], Sequence[Tensor]],
+    picture: Callable[[nn.ModuleDict, Sequence[Tensor]], Tensor],
+    draw: Draw,
+) -> Callable[..., Tensor]:
+    """The ability `complete` of images: the rows of codes that lie within the known rows of pixels are kept, the others
+    drawn after them, and the known pixels stand in the result as they were. The encoder sees the unknown pixels as 0.
+    `draw` takes the codes to keep as `prompts`, (n, k) of each level.
+    """
+
+    def complete(
+        nets: nn.ModuleDict, x: Tensor, *, known: float, y: Tensor | None = None, generator: torch.Generator
+    ) -> Tensor:
+        height = x.shape[2]
+        given = round(known * height)
+        seen = torch.cat([x[:, :, :given], torch.zeros_like(x[:, :, given:])], dim=2)
+        prompts = []
+        for level, index in zip(levels, encode(nets, seen), strict=True):
+            rows, columns = level.places
+            prompts.append(index.flatten(1)[:, : given * rows // height * columns])
+        indices = draw(nets, len(x), y=y, generator=generator, prompts=prompts)
+        vectors = [vectors_of(index, level.quantiser.book(nets)) for level, index in zip(levels, indices, strict=True)]
+        return torch.cat([x[:, :, :given], picture(nets, vectors)[:, :, given:]], dim=2)
+
+    return complete
+
+
 def uniform_draw(levels: Sequence[Level]) -> Draw:
     """Every position of every level drawn on its own, all codes equally likely: the prior before one is trained."""
 

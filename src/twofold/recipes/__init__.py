@@ -79,7 +79,7 @@ ENTRIES = (
     ),
     Entry(
         "vq-vae-2", EXPLICIT, "Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019, ("image",),
-        (*AUTOENCODE, "elbo", "rate"), "codes on two levels, then a prior for each", "vq_vae_2",
+        (*AUTOENCODE, "complete", "elbo", "rate"), "codes on two levels, then a prior for each", "vq_vae_2",
     ),
     Entry(
         "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
@@ -119,7 +119,8 @@ ENTRIES = (
     ),
     Entry(
         "vqgan", HYBRID, "Esser et al., Taming Transformers for High-Resolution Image Synthesis", 2021, ("image",),
-        (*AUTOENCODE, "rate"), "codes whose decoder faces a discriminator of patches, then a Transformer on them",
+        (*AUTOENCODE, "complete", "rate"),
+        "codes whose decoder faces a discriminator of patches, then a Transformer on them",
         "vqgan",
     ),
     Entry(

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twofold.codes import CodePrior, Level, Quantiser, code_abilities, code_view, quantise, vectors_of
+from twofold.codes import CodePrior, Level, Quantiser, code_abilities, code_view, completion, quantise, vectors_of
 from twofold.decode import Sampler
 from twofold.errors import InputError
 from twofold.game import Game, Phase, Player, Stage, State, Term
@@ -159,7 +159,8 @@ def build(config: Config, spec: Spec) -> Recipe:
         (prior_bottom, net_bottom, config.prior_share_bottom),
     ):
         stages.append(prior.stage(prior.player, Player(net, adam), frozen=seeing, view=view, share=share))
-    abilities = code_abilities(levels, encode=indices, picture=picture, draw=drawing(prior_top, prior_bottom))
+    parts: dict[str, Any] = {"encode": indices, "picture": picture, "draw": drawing(prior_top, prior_bottom)}
+    abilities = code_abilities(levels, **parts) | {"complete": completion(levels, **parts)}
     return Recipe(tuple(stages), spec, abilities | likelihood_abilities(prior_top, prior_bottom), config.conditional)
 
 
@@ -258,10 +259,18 @@ def picture(nets: nn.ModuleDict, codes: Sequence[Tensor]) -> Tensor:
 def drawing(top: CodePrior, bottom: CodePrior) -> Callable[..., list[Tensor]]:
     """Codes of the top, then of the bottom given them."""
 
-    def draw(nets: nn.ModuleDict, n: int, *, y: Tensor | None, generator: torch.Generator) -> list[Tensor]:
+    def draw(
+        nets: nn.ModuleDict,
+        n: int,
+        *,
+        y: Tensor | None,
+        generator: torch.Generator,
+        prompts: Sequence[Tensor | None] = (None, None),
+    ) -> list[Tensor]:
         y = top.labels(n, y, generator)
-        above = top.draw(nets, n, y=y, generator=generator)
-        return [above, bottom.draw(nets, n, y=y, given=above.flatten(1), generator=generator)]
+        above = top.draw(nets, n, y=y, prompts=prompts[0], generator=generator)
+        given = above.flatten(1)
+        return [above, bottom.draw(nets, n, y=y, given=given, prompts=prompts[1], generator=generator)]
 
     return draw
 

@@ -55,7 +55,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twofold.codes import CodePrior, Level, Quantiser, code_abilities, code_view, quantise
+from twofold.codes import CodePrior, Level, Quantiser, code_abilities, code_view, completion, quantise
 from twofold.decode import Sampler
 from twofold.game import Game, Phase, Player, Stage, State, Term
 from twofold.nets.features import FeatureClassifier
@@ -204,15 +204,23 @@ def build(config: Config, spec: Spec) -> Recipe:
         nats = prior.nats(nets, indices(nets, x)[0].flatten(1), prior.condition(y))
         return {"rate_nats": nats.sum(1), "nats_per_code": nats.mean(1)}
 
-    abilities = code_abilities(
-        [level],
-        encode=indices,
-        picture=lambda nets, vectors: nets["decoder"](vectors[0]).clamp(-1, 1),
-        draw=lambda nets, n, *, y, generator: [
-            prior.draw(nets, n, y=prior.labels(n, y, generator), generator=generator)
-        ],
-    )
-    return Recipe(tuple(stages), spec, abilities | {"rate": rate}, config.conditional)
+    def draw(
+        nets: nn.ModuleDict,
+        n: int,
+        *,
+        y: Tensor | None,
+        generator: torch.Generator,
+        prompts: Sequence[Tensor | None] = (None,),
+    ) -> list[Tensor]:
+        return [prior.draw(nets, n, y=prior.labels(n, y, generator), prompts=prompts[0], generator=generator)]
+
+    parts: dict[str, Any] = {
+        "encode": indices,
+        "picture": lambda nets, vectors: nets["decoder"](vectors[0]).clamp(-1, 1),
+        "draw": draw,
+    }
+    abilities = code_abilities([level], **parts) | {"complete": completion([level], **parts), "rate": rate}
+    return Recipe(tuple(stages), spec, abilities, config.conditional)
 
 
 def _check(config: Config) -> None:
