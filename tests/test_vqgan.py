@@ -133,19 +133,20 @@ def test_the_guard_takes_the_weight_away(rise, factor):
 
 
 def test_the_guard_bounds_what_a_harmful_discriminator_does():
-    """A weight of 200: without the guard the error goes up manyfold; with it, not above its limit by much. The largest
-    rise is what the run's records say."""
+    """A weight of 10: without the guard the error goes up manyfold; with it, above its limit for a moment only."""
     largest = {}
     for limit in (0.2, None):
-        options = {"adversarial_weight": 200.0, "adversarial_begin": 1600, "adversarial_ramp": 400, "arch": "halving"}
+        options = {"adversarial_weight": 10.0, "adversarial_begin": 1600, "adversarial_ramp": 3200, "arch": "halving"}
         recipe = build(**options, adversarial_limit=limit, halvings=1, blocks=1, learning_rate=2e-3, width=8)
         game = recipe.stages[0].game
         progress = begin(game)
-        for _ in range(400):
-            values = step(game, progress, lambda: batch(16))
+        seen = batch(16)
+        for _ in range(250):
+            values = step(game, progress, lambda seen=seen: seen)
         largest[limit] = values["rise_largest"].item()
         assert values["rise"] <= values["rise_largest"]
-    assert largest[0.2] < 0.4 < 0.8 < largest[None]
+        assert limit is None or values["rise"] < limit
+    assert largest[0.2] < 0.5 < 2 < largest[None]
 
 
 # Perceptual features.

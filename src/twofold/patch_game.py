@@ -20,7 +20,7 @@ from twofold.spec import Spec
 from twofold.terms.adversarial import Hinge
 from twofold.terms.matching import l1
 
-HALF_LIFE_EXAMPLES = 1_000
+HALF_LIFE_EXAMPLES = 500
 """Of the reconstruction error's moving average."""
 PATCH_LAYERS = 3
 LARGEST_BALANCE = 1e4
