@@ -44,10 +44,11 @@ class Stop(Silent):
     """Presses Ctrl-C once `after` examples have been seen."""
 
     def __init__(self, after: int):
-        self.after = after
+        self.after, self.pressed = after, False
 
     def update(self, examples, record):
-        if examples >= self.after:
+        if examples >= self.after and not self.pressed:
+            self.pressed = True
             os.kill(os.getpid(), signal.SIGINT)
 
 

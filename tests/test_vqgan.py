@@ -242,7 +242,7 @@ def test_the_prior_learns_codes_that_depend_on_labels_and_guidance_strengthens_i
     for scale in (0.0, 1.0, 3.0):
         drawn = generate(net, 16, seeds=seeds, condition={"y": y}, guidance=scale)
         shares.append((drawn == y[:, None]).float().mean().item())
-    assert shares[0] < 0.45 < shares[1] < 0.7 < shares[2]
+    assert shares[0] + 0.1 < shares[1] < shares[2] - 0.05, shares
     few = [generate(m, 16, seeds=seeds[:9], condition={"y": y[:9]}, guidance=3.0) for m in (net, Uncached(net))]
     assert torch.equal(*few)
 
@@ -294,6 +294,14 @@ def run(out, *, examples: int = 160, name: str = "vqgan", **changes) -> Model:
     return train(name, data=data(), out=out, examples=examples, batch_size=8, device="cpu", **options)
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Runs without grids, curves and report: they draw from generators of their own and take most of a tiny run's
+    time."""
+    for name in ("_pictures", "_curves", "_finish"):
+        monkeypatch.setattr(_Session, name, lambda self: None)
+
+
 class Stop(Silent):
     """Presses Ctrl-C once `after` examples have been seen."""
 
@@ -311,7 +319,7 @@ def states(path) -> dict[str, torch.Tensor]:
     return {f"{file}/{k}": v for file, tensors in found.items() for k, v in tensors.items()}
 
 
-def test_interrupted_in_every_stage_and_between_them_is_uninterrupted_bit_for_bit(tmp_path):
+def test_interrupted_in_every_stage_and_between_them_is_uninterrupted_bit_for_bit(tmp_path, without_pictures):
     run(tmp_path / "whole")
     expected = states(tmp_path / "whole")
     seen = []
@@ -327,7 +335,7 @@ def test_interrupted_in_every_stage_and_between_them_is_uninterrupted_bit_for_bi
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
-def test_killed_between_two_stages_goes_on_with_the_next(tmp_path, monkeypatch):
+def test_killed_between_two_stages_goes_on_with_the_next(tmp_path, monkeypatch, without_pictures):
     enter = _Session._enter
 
     def killed(self, stage):
@@ -346,7 +354,7 @@ def test_killed_between_two_stages_goes_on_with_the_next(tmp_path, monkeypatch):
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
-def test_codes_are_computed_once_and_change_no_number(tmp_path, monkeypatch):
+def test_codes_are_computed_once_and_change_no_number(tmp_path, monkeypatch, without_pictures):
     calls = []
     all_at_once = _Session._view_of_all
     monkeypatch.setattr(_Session, "_view_of_all", lambda self, stage: calls.append(1) or all_at_once(self, stage))
@@ -370,7 +378,7 @@ def test_codes_are_computed_once_and_change_no_number(tmp_path, monkeypatch):
         assert all(torch.equal(found[k], expected[k]) for k in expected), other
 
 
-def test_codes_of_moved_pictures_are_not_kept(tmp_path):
+def test_codes_of_moved_pictures_are_not_kept(tmp_path, without_pictures):
     train("vqgan", data=data(), out=tmp_path / "a", examples=32, batch_size=8, flip=True, **SMALL)
     assert not (tmp_path / "a" / "kept").exists()
 

@@ -411,7 +411,7 @@ class _Session:
             position, drawn = start + drawn, drawn + settings.batch_size
             if view is not None:
                 where = self.batches.where(position)
-                return {name: tensor[where] for name, tensor in view.items()}
+                return {name: tensor[where].long() for name, tensor in view.items()}
             batch = self.batches.draw(position)
             if stage.view is None:
                 return batch
@@ -446,14 +446,20 @@ class _Session:
                 self._save()
             if self.requests.is_set() and not ended:
                 self._save()
-                self._curves()
-                raise Interrupted(
-                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved. "
-                    f"Go on with: {command(self.plan, self.run.path)} --resume"
-                )
+                self._stop()
             last = time.perf_counter()
         self._log(None)
         self._save()
+        if self.requests.is_set() and self.stage + 1 < len(self.plan.recipe.stages):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Raise `Interrupted`; the state was saved."""
+        self._curves()
+        raise Interrupted(
+            f"stopped at {self.examples:,} of {self.plan.settings.examples:,} examples; the state is saved. "
+            f"Go on with: {command(self.plan, self.run.path)} --resume"
+        )
 
     def _kept_view(self, stage: Stage) -> dict[str, Tensor] | None:
         """The stage's view of the whole training split, on the device: from the run if it holds one of these networks
@@ -466,7 +472,7 @@ class _Session:
             if views is None:
                 views = self._view_of_all(stage)
                 self.run.keep(stage.kept, views, key)
-            self.views[stage.kept] = {k: v.to(self.plan.device).long() for k, v in views.items()}
+            self.views[stage.kept] = {k: v.to(self.plan.device) for k, v in views.items()}
         return self.views[stage.kept]
 
     def _view_of_all(self, stage: Stage) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ Stage 2, the prior: a GPT on the codes in raster order, by their exact likelihoo
 
 with a label (`--conditional`) that is left out for a part of the examples, so that sampling can be guided. The codes of
 the training split are computed once and kept in the run, unless pictures are flipped or moved. `rate` gives the codes'
-exact negative log-likelihood of an example.
+exact negative log-likelihood of an example; `complete` keeps the codes of an image's first rows and draws the others.
 
 `perceptual` is a distance of a network's layers. The paper's is LPIPS, whose weights are a download; `features` trains
 a small classifier on the labels first, in a stage of its own, and takes its layers.
