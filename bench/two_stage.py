@@ -1,6 +1,6 @@
 """VQ-VAE, VQGAN and VQ-VAE-2 with their priors on small colour images, at equal bits for each image.
 
-    python bench/two_stage.py --data cifar10.npz --out runs/two-stage --examples 120000 --seeds 0
+    python bench/two_stage.py --data cifar10.npz --out runs/two-stage --examples 60000 --seeds 0
 
 Trains what is missing (a finished run is read, a cut-off one resumed), then measures every run in one way. `--examples`
 is the length of the autoencoder's stage; each prior sees half as many. VQ-VAE is VQGAN without its discriminator: the
@@ -40,7 +40,8 @@ from twofold.nets.features import FeatureClassifier
 from twofold.pictures import image_grid, png_bytes, reconstruction_grid
 
 SHARED: dict[str, Any] = {"width": 64, "latent": 32, "prior_share": 0.5, "conditional": True}
-ONE_LEVEL = {**SHARED, "arch": "halving", "blocks": 2, "codes": 1024, "patch_layers": 2}
+GPT_SIZE = {"prior_width": 96, "prior_layers": 3}
+ONE_LEVEL = {**SHARED, **GPT_SIZE, "arch": "halving", "blocks": 2, "codes": 1024, "patch_layers": 2}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vq-vae": ("vqgan", {**ONE_LEVEL, "adversarial_weight": 0.0}),
     "vqgan": ("vqgan", ONE_LEVEL),
@@ -53,7 +54,7 @@ PART = 500
 def options_of(variant: str, examples: int) -> dict[str, Any]:
     """The recipe's options for an autoencoder stage of so many examples."""
     _, options = VARIANTS[variant]
-    if options.get("adversarial_weight", 0.8) and "arch" in options:
+    if options.get("adversarial_weight", 1.0) and "arch" in options:
         options = options | {"adversarial_begin": examples // 4, "adversarial_ramp": examples // 4}
     return options
 
@@ -210,11 +211,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/two-stage"))
-    parser.add_argument("--examples", type=int, default=120_000)
+    parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--samples", type=int, default=5_000)
-    parser.add_argument("--extractor-examples", type=int, default=150_000)
+    parser.add_argument("--extractor-examples", type=int, default=100_000)
     arguments = parser.parse_args()
     data = load(arguments.data)
     extractor = Extractor(data, examples=arguments.extractor_examples)

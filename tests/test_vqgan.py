@@ -54,7 +54,7 @@ def batch(n: int = 8, dtype=torch.float32) -> dict[str, torch.Tensor]:
 
 def test_published_routing():
     autoencoder, prior = show("vqgan", options={"adversarial_begin": 5, "adversarial_ramp": 10})["stages"]
-    weight = "0→0.8 (5…15)·guard·λ"
+    weight = "0→0.2 (5…15)·guard·λ"
     assert {t["name"]: t["to"] for t in autoencoder["phases"][0]["terms"]} == {
         "quantisation": {"encoder": 0.25, "codebook": 1.0},
         "reconstruction": {"encoder": 1.0, "decoder": 1.0},
@@ -241,8 +241,9 @@ def test_the_prior_learns_codes_that_depend_on_labels_and_guidance_strengthens_i
     shares = []
     for scale in (0.0, 1.0, 3.0):
         drawn = generate(net, 16, seeds=seeds, condition={"y": y}, guidance=scale)
-        shares.append((drawn == y[:, None]).float().mean().item())
-    assert shares[0] + 0.1 < shares[1] < shares[2] - 0.05, shares
+        # The first codes: later ones can be told from those before them, label or not.
+        shares.append((drawn == y[:, None])[:, :2].float().mean().item())
+    assert shares[0] + 0.1 < shares[1] < shares[2] - 0.1, shares
     few = [generate(m, 16, seeds=seeds[:9], condition={"y": y[:9]}, guidance=3.0) for m in (net, Uncached(net))]
     assert torch.equal(*few)
 
