@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
+from test_training import Stop
+from test_vqgan import without_pictures  # noqa: F401  (a fixture)
 from twofold import recipes
 from twofold.decode import Uncached, generate, row_seeds
 from twofold.errors import InputError
@@ -19,7 +19,7 @@ from twofold.overview import show
 from twofold.recipes.vq_vae_2 import released
 from twofold.run import Run
 from twofold.spec import Spec
-from twofold.training import Interrupted, Silent, _Session, train
+from twofold.training import Interrupted, train
 
 IMAGE = Spec("image", (1, 16, 16), classes=3, layout="HW")
 SMALL = {"latent": 3, "width": 4, "codes": 6, "prior_width": 8, "prior_layers": 2, "prior_heads": 2}
@@ -216,27 +216,8 @@ def test_odd_and_narrow_images():
         assert Model(recipe, recipe.nets).sample(1).shape == (1, *shape)
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Runs without grids, curves and report: they draw from generators of their own and take most of a tiny run's
-    time."""
-    for name in ("_pictures", "_curves", "_finish"):
-        monkeypatch.setattr(_Session, name, lambda self: None)
-
-
-class Stop(Silent):
-    """Presses Ctrl-C once `after` examples have been seen."""
-
-    def __init__(self, after: int):
-        self.after, self.pressed = after, False
-
-    def update(self, examples, record):
-        if examples >= self.after and not self.pressed:
-            self.pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_interrupted_in_each_of_four_stages_is_uninterrupted_bit_for_bit(tmp_path, without_pictures):
+@pytest.mark.usefixtures("without_pictures")
+def test_interrupted_in_each_of_four_stages_is_uninterrupted_bit_for_bit(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (48, 16, 16), dtype=np.uint8)
 
     def run(out, **changes):

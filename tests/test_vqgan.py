@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import asdict, replace
 from itertools import pairwise
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from test_training import Stop
 from twofold import recipes
 from twofold.coefficients import Guard
 from twofold.decode import Uncached, generate, row_seeds
@@ -24,7 +23,7 @@ from twofold.recipes.vqgan import released
 from twofold.run import Run
 from twofold.spec import Spec
 from twofold.terms.perceptual import perceptual_distance
-from twofold.training import Interrupted, Silent, _Session, train
+from twofold.training import Interrupted, _Session, train
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 SMALL = {
@@ -301,18 +300,6 @@ def without_pictures(monkeypatch):
     time."""
     for name in ("_pictures", "_curves", "_finish"):
         monkeypatch.setattr(_Session, name, lambda self: None)
-
-
-class Stop(Silent):
-    """Presses Ctrl-C once `after` examples have been seen."""
-
-    def __init__(self, after: int):
-        self.after, self.pressed = after, False
-
-    def update(self, examples, record):
-        if examples >= self.after and not self.pressed:
-            self.pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def states(path) -> dict[str, torch.Tensor]:
