@@ -45,6 +45,9 @@ NO_LABELS = (
     *("vq-vae", "vq-vae-paper", "vq-vae-released", "infogan", "infogan-paper"),
 )
 """Recipes whose networks take no labels; they have no option `conditional`."""
+LABELS_IN_LATER_STAGES = ("vq-vae-2", "vqgan")
+"""Recipes of whose networks only the priors see labels: before they are trained, labels may leave every code as it is.
+Their own files test that the priors listen."""
 NEED_LABELS = ("aae-semi-supervised",)
 
 
@@ -295,7 +298,7 @@ def test_conditional_versions_listen_to_the_label(name, spec):
     step(game, progress, lambda: batch)
     model = Model(recipe, recipe.nets)
     a, b = (model.sample_tensor(4, labels=k) for k in (0, 1))
-    assert (a - b).abs().max() > 0
+    assert (a - b).abs().max() > 0 or name in LABELS_IN_LATER_STAGES
     assert torch.equal(model.sample_tensor(4, labels=[0, 0, 1, 1])[:2], a[:2])
     with pytest.raises(InputError, match="labels do not fit"):
         model.sample(4, labels=3)

@@ -111,6 +111,8 @@ def test_rate_and_elbo_are_those_of_the_codes():
     y = torch.tensor([0, 1, 2, 0])
     rate, bound = model.rate(x, labels=y), model.elbo(x, labels=y)
     np.testing.assert_allclose(rate["rate_nats"], bound["rate_nats"], rtol=1e-6)
+    other = model.rate(x, labels=[1, 2, 0, 1])
+    assert all(not np.allclose(rate[k], other[k], rtol=1e-6) for k in rate)  # both priors listen to the label
     seen = torch.from_numpy(x).float().div(127.5).sub(1)[:, None]
     nets = recipe.nets.eval()
     with torch.no_grad():
