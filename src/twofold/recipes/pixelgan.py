@@ -182,7 +182,8 @@ def build(config: Config, spec: Spec) -> Recipe:
         return {"code_logits": state.nets["code_discriminator"](seen(code(state), state))}
 
     adam = partial(torch.optim.Adam, lr=config.learning_rate, betas=(config.beta1, config.beta2))
-    rate = config.learning_rate_code_discriminator or config.learning_rate
+    own_rate = config.learning_rate_code_discriminator
+    rate = config.learning_rate if own_rate is None else own_rate
     require(rate > 0, f"learning_rate_code_discriminator is {rate}; it must be above 0")
     game = Game(
         players={
