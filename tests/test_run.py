@@ -1066,3 +1066,59 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Run, tmp_path: Pat
     with pytest.raises(SaveError, match="cannot write"), run.writing():
         pass
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+# What can be computed again -----------------------------------------------------------------------------------------
+
+
+def test_kept_tensors_come_back_under_their_key_only(run: Run) -> None:
+    codes = {"codes": torch.arange(6, dtype=torch.int32).reshape(2, 3), "y": torch.tensor([1, 0])}
+    assert run.kept("codes", "a") is None
+    run.keep("codes", codes, "a")
+    found = run.kept("codes", "a")
+    assert found is not None and found.keys() == codes.keys()
+    assert all(torch.equal(found[k], codes[k]) and found[k].dtype == codes[k].dtype for k in codes)
+    assert run.kept("codes", "b") is None and run.kept("other", "a") is None
+    run.keep("codes", {"codes": torch.zeros(1)}, "b")
+    assert run.kept("codes", "a") is None and run.kept("codes", "b") is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "codes.safetensors").unlink(),
+        lambda folder: (folder / "codes.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "codes.json").write_text("{"),
+        lambda folder: (folder / "codes.json").write_text('{"key": "a"}'),
+        lambda folder: (folder / "codes.json").write_text('["a"]'),
+        lambda folder: (folder / "codes.json").unlink(),
+        lambda folder: (folder / "codes.safetensors").rename(folder / "x") or (folder / "codes.safetensors").mkdir(),
+    ],
+)
+def test_damaged_kept_tensors_are_none(run: Run, damage) -> None:
+    run.keep("codes", {"codes": torch.arange(1000)}, "a")
+    damage(run.path / "kept")
+    assert run.kept("codes", "a") is None
+
+
+def test_changed_bytes_of_kept_tensors_are_noticed(run: Run) -> None:
+    run.keep("codes", {"codes": torch.arange(1000)}, "a")
+    path = run.path / "kept" / "codes.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert run.kept("codes", "a") is None
+
+
+def test_keeping_refuses_names_and_leaves_nothing_half_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("../codes", "", "a/b"):
+        with pytest.raises(ValueError, match="cannot be a file"):
+            run.keep(name, {}, "a")
+        with pytest.raises(ValueError, match="cannot be a file"):
+            run.kept(name, "a")
+    monkeypatch.setattr(run_module, "_file_sha256", lambda path: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(SaveError):
+        run.keep("codes", {"codes": torch.zeros(1)}, "a")
+    assert list((run.path / "kept").iterdir()) == []
+    with pytest.raises(InputError, match="kept by Run itself"):
+        run.write_bytes("kept/codes.safetensors", b"")

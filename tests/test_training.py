@@ -21,7 +21,7 @@ from twofold.run import Run
 from twofold.training import Interrupted, Settings, Silent, TrainingError, command, estimate, prepare, train
 
 NAMES = [entry.name for entry in recipes.ENTRIES]
-TINY = {"latent": 3, "width": 4, "hidden": 5}
+TINY = {"latent": 3, "width": 4, "hidden": 5, "prior_width": 8, "prior_layers": 1, "prior_heads": 2}
 
 
 def options(name: str) -> dict:
@@ -44,10 +44,11 @@ class Stop(Silent):
     """Presses Ctrl-C once `after` examples have been seen."""
 
     def __init__(self, after: int):
-        self.after = after
+        self.after, self.pressed = after, False
 
     def update(self, examples, record):
-        if examples >= self.after:
+        if examples >= self.after and not self.pressed:
+            self.pressed = True
             os.kill(os.getpid(), signal.SIGINT)
 
 

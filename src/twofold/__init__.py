@@ -22,6 +22,7 @@ __all__ = [
     "attributes",
     "classify",
     "compare",
+    "complete",
     "doctor",
     "evaluate",
     "interpolate",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from twofold.scoring import classify, score
     from twofold.spec import Spec
     from twofold.training import train
-    from twofold.using import interpolate, reconstruct, sample
+    from twofold.using import complete, interpolate, reconstruct, sample
 
 _HOMES = {
     "InputError": "errors",
@@ -58,6 +59,7 @@ _HOMES = {
     "attributes": "exploring",
     "classify": "scoring",
     "compare": "comparison",
+    "complete": "using",
     "doctor": "health",
     "evaluate": "evaluation",
     "interpolate": "using",

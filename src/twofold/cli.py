@@ -236,6 +236,17 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     )
     _data_options(rec)
 
+    rest = verb("complete", _complete, "keep the beginning of examples and draw the rest")
+    _model_options(rest)
+    rest.add_argument("-n", type=_count, default=8, metavar="N", help="how many test examples (default: 8)")
+    rest.add_argument("--known", type=_number, default=0.5, metavar="F", help="part that is kept (default: 0.5)")
+    rest.add_argument("--variants", type=_count, default=6, metavar="K", help="ways to go on from each (default: 6)")
+    rest.add_argument("--data", type=_path, metavar="SOURCE", help="examples to complete (default: the run's own data)")
+    rest.add_argument(
+        "--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` and `x_completed` (default: in the run)"
+    )
+    _data_options(rest)
+
     between = verb("interpolate", _interpolate, "decode the way from one code to another")
     _model_options(between)
     between.add_argument("-n", type=_count, default=8, metavar="N", help="pairs of codes (default: 8)")
@@ -772,6 +783,25 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     out, model = _out(arguments), _load(arguments)
     read = _read_options(arguments)
     print(reconstruct(model, arguments.n, data=arguments.data, data_options=read, seed=arguments.seed, out=out))
+    return 0
+
+
+def _complete(arguments: argparse.Namespace) -> int:
+    from twofold.using import complete
+
+    out, model = _out(arguments), _load(arguments)
+    print(
+        complete(
+            model,
+            arguments.n,
+            known=arguments.known,
+            variants=arguments.variants,
+            data=arguments.data,
+            data_options=_read_options(arguments),
+            seed=arguments.seed,
+            out=out,
+        )
+    )
     return 0
 
 

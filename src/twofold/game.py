@@ -154,6 +154,9 @@ class Stage:
     """Part of the run's examples, relative to the other stages' shares."""
     view: Callable[[Nets, Batch], Batch] | None = None
     """What the game sees of a batch of data, computed without gradient (a later stage's codes). None: the data."""
+    kept: str | None = None
+    """A name under which the view of the whole training split may be kept, computed once and shared by the stages that
+    give the same name. For a view that treats each example on its own and draws nothing. Whole numbers only."""
 
 
 def _check_names(game: Game) -> None:

@@ -98,7 +98,7 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 class Model:
     """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
-    `traverse`, `attribute_vectors`, `invert`, `classify`, `judge`, `features`, `elbo`, `log_prob`.
+    `traverse`, `attribute_vectors`, `invert`, `complete`, `classify`, `judge`, `features`, `elbo`, `rate`, `log_prob`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -180,6 +180,27 @@ class Model:
     def reconstruct(self, x: Any, *, labels: Any = None) -> np.ndarray:
         """Examples in the data's layout, encoded and decoded."""
         return from_model(self._map("reconstruct", self._examples(x), labels), self.spec)
+
+    def complete(self, x: Any, *, known: float = 0.5, seed: int = 0, labels: Any = None) -> np.ndarray:
+        """Examples in the data's layout with their beginning kept (`known`, a part of 1: an image's first rows) and the
+        rest drawn; every seed draws another one."""
+        ability, generator = self._ability("complete"), self._generator(seed)
+        if not 0 <= known <= 1:
+            raise InputError(f"known is {known}; give the part that is kept, from 0 to 1")
+        examples = self._examples(x)
+        y = self._labels(len(examples), labels, generator, required=True)
+        with evaluating(self.nets):
+            out = [
+                ability(
+                    self.nets,
+                    block.to(self.device),
+                    known=known,
+                    y=_block(y, k * BLOCK, len(block)),
+                    generator=generator,
+                ).cpu()
+                for k, block in enumerate(examples.split(BLOCK))
+            ]
+        return from_model(torch.cat(out), self.spec)
 
     def interpolate(self, a: Any, b: Any, *, steps: int = 8, path: str = "slerp", labels: Any = None) -> np.ndarray:
         """Decoded codes on the way from codes `a` to codes `b`, both (n, latent): (n, steps, …) in the data's layout.
@@ -314,12 +335,24 @@ class Model:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
         return self._score("elbo", x, seed, labels)
 
-    def log_prob(self, x: Any, *, k: int = 50, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
-        """A lower bound of each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
+    def rate(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """The negative log-likelihood of each example's discrete codes under the trained prior, exact, in nats:
+        {"rate_nats": (n,)}, and per code "nats_per_code" (n,), or one such number for each level of codes."""
+        return self._score("rate", x, seed, labels)
 
-        The importance-weighted bound from `k` draws of the posterior (Burda et al. 2016): on average the ELBO at
-        k = 1, closer to log p(x) with every draw. Publications use k = 5000; its time grows with k.
+    def log_prob(self, x: Any, *, k: int | None = None, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """Each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
+
+        Exact for a model with the ability `log_prob`, which gives "bits_per_dim" (n,) too and takes no `k`. For one
+        with the ability `iw_bound`, a lower bound: the importance-weighted one from `k` draws of the posterior
+        (default 50; Burda et al. 2016): on average the ELBO at k = 1, closer to log p(x) with every draw. Publications
+        use k = 5000; its time grows with k.
         """
+        if "log_prob" in self.recipe.abilities:
+            if k is not None:
+                raise InputError(f"k is {k!r}, but this model's log p(x) is exact; leave k out")
+            return self._score("log_prob", x, seed, labels)
+        k = 50 if k is None else k
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k is {k!r}; it is a whole number of draws, at least 1")
         return self._score("iw_bound", x, seed, labels, k=k)

@@ -13,7 +13,10 @@ from twofold.errors import InputError, unknown
 from twofold.game import Stage
 from twofold.spec import Spec
 
-ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound")
+ABILITIES = (
+    *("sample", "encode", "decode", "reconstruct", "interpolate", "complete"),
+    *("elbo", "classify", "iw_bound", "log_prob", "rate"),
+)
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
@@ -39,7 +42,11 @@ class Recipe:
     - `decode(nets, z, *, y)` → x, `encode(nets, x, *, y)` → z, `reconstruct(nets, x, *, y)` → x
     - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
+    - `rate(nets, x, *, y, generator)` → {"rate_nats": (n,), …}: exactly -log p of the discrete codes of x under the
+      trained prior, and the same per code as "nats_per_code…"
     - `iw_bound(nets, x, *, y, generator, k)` → {"log_prob_nats": (n,)}: a lower bound of log p(x) from k draws
+    - `log_prob(nets, x, *, y, generator)` → {"log_prob_nats": (n,), "bits_per_dim": (n,)}: log p(x) itself
+    - `complete(nets, x, *, known, y, generator)` → x: its first part, `known` of 1, kept and the rest drawn
 
     - `code_rates(nets, x, *, y)` → (n, latent): each dimension's KL from posterior to prior in nats, in closed form
     - `judge(nets, x, *, y)` → (n,): the discriminator's output, larger for what it takes for data

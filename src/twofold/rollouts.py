@@ -61,8 +61,14 @@ class LikelihoodDecoder(nn.Module):
 
 def levels(spec: Spec) -> int:
     """Number of values a pixel can take: of whole-number images what their range holds, otherwise 256."""
-    whole = spec.kind == "image" and spec.dtype.startswith(("int", "uint"))
+    whole = spec.kind == "image" and spec.dtype.startswith(("int", "uint", "bool"))
     return round(spec.high - spec.low) + 1 if whole else 256
+
+
+def draw_binary(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Each grey value of x in [-1, 1] as the probability of +1 against -1."""
+    uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return torch.where(uniform < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
 
 
 def convolves(arch: str, spec: Spec) -> bool:

@@ -8,6 +8,7 @@
         checkpoints/000000005000/        named by the examples seen
             weights.safetensors …        tensors
             state.json                   the caller's JSON, and size and SHA-256 of every file beside it
+        kept/NAME.safetensors            what can be computed again (a split's codes), beside NAME.json
         curves.png, report.html
         .lock                            locked by the process that writes the run, while it lives
 
@@ -60,7 +61,7 @@ EXAMPLES_LIMIT = 10**12
 _CHECKPOINT = re.compile(r"[0-9]{12}")
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _LOCK = ".lock"
-_OWN = ("config.json", "metrics.jsonl", "best.json", "checkpoints", _LOCK)
+_OWN = ("config.json", "metrics.jsonl", "best.json", "checkpoints", "kept", _LOCK)
 
 
 class BusyError(InputError):
@@ -575,6 +576,42 @@ class Run:
         except _DamagedError as damage:
             rest = _newest_good(parent, numbers, chosen)
             raise InputError(f"checkpoint {chosen:012d} is damaged: {damage}; {rest}") from None
+
+    # What can be computed again
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor], key: str) -> None:
+        """Keeps tensors that can be computed again, under a `key` that says from what they were computed.
+
+        Raises `SaveError` if they cannot be written, `ValueError` for a name that cannot be a file's.
+        """
+        _check_names({name: tensors})
+        folder = self._inside("kept")
+        path = folder / f"{name}.safetensors"
+        temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+        with _saving(path):
+            folder.mkdir(exist_ok=True)
+            try:
+                _write_tensors(temporary, tensors)
+                entry = {"key": key, "bytes": temporary.stat().st_size, "sha256": _file_sha256(temporary)}
+                os.replace(temporary, path)
+            except BaseException:
+                _remove(temporary)
+                raise
+            # A crash between the two leaves a checksum that does not fit, and `kept` finds nothing.
+            write_file(folder / f"{name}.json", json_bytes(entry))
+
+    def kept(self, name: str, key: str) -> dict[str, Tensor] | None:
+        """The tensors kept under this name and key; None if there are none, or none that are whole."""
+        _check_names({name: {}})
+        path = self._inside(f"kept/{name}.safetensors")
+        try:
+            entry = read_json(self._inside(f"kept/{name}.json"))
+            if not isinstance(entry, dict) or entry.get("key") != key:
+                return None
+            _check_file(path, entry["bytes"])
+            return _read_tensors(path, entry)
+        except (InputError, KeyError, _DamagedError):
+            return None
 
 
 def _refuse_occupied(path: Path) -> None:

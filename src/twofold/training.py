@@ -7,6 +7,7 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shlex
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, from_model, is_built_in, load, to_model
+from twofold.data import Batches, Data, from_model, is_built_in, load, ordered, to_model
 from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -46,6 +47,10 @@ CURVES_SECONDS = 30.0
 """curves.png is drawn anew with a sample grid if at least this much training lies between: drawing takes a second."""
 SHOWN = 64
 """Samples in a grid."""
+VIEWED = 256
+"""Examples at a time when a stage's view of the whole training split is computed."""
+FEW = 256
+"""Test examples whose exact log-likelihood is logged with each grid."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -425,19 +430,23 @@ class Silent:
 
 
 def _drawing(
-    plan: Plan, stream: Batches, stage: Stage, progress: Progress, start: int
+    plan: Plan, stream: Batches, stage: Stage, progress: Progress, start: int, view: Mapping[str, Tensor] | None
 ) -> Callable[[], Mapping[str, Tensor]]:
-    """The batches of one stage that begins after `start` examples of the run, from where its progress stands."""
+    """The batches of one stage that begins after `start` examples of the run, from where its progress stands. `view`:
+    what the stage sees of the whole training split, if that was computed once and for all."""
     drawn = progress.examples
 
     def draw() -> Mapping[str, Tensor]:
         nonlocal drawn
-        batch: Mapping[str, Tensor] = stream.draw(start + drawn)
-        drawn += plan.settings.batch_size
-        if stage.view is not None:
-            with torch.no_grad():
-                batch = stage.view(stage.game.nets, batch)
-        return batch
+        position, drawn = start + drawn, drawn + plan.settings.batch_size
+        if view is not None:
+            where = stream.where(position)
+            return {name: tensor[where].long() for name, tensor in view.items()}
+        batch: Mapping[str, Tensor] = stream.draw(position)
+        if stage.view is None:
+            return batch
+        with torch.no_grad():
+            return stage.view(stage.game.nets, batch)
 
     return draw
 
@@ -475,6 +484,7 @@ class _Session:
         self.seconds = 0.0  # of training, in all sessions of the run
         self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
         self.meter = _Meter()
+        self.views: dict[str, dict[str, Tensor]] = {}  # of the whole training split, by the name they are kept under
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
         self.loss_scale = LossScale(plan.settings.precision)
         self.monitor = Monitor(plan.record)
@@ -510,7 +520,7 @@ class _Session:
         settings, progress, game = self.plan.settings, self.progress, stage.game
         length = self.plan.lengths[self.stage]
         start = sum(self.plan.lengths[: self.stage])
-        draw = _drawing(self.plan, self.batches, stage, progress, start)
+        draw = _drawing(self.plan, self.batches, stage, progress, start, self._kept_view(stage))
         logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
         for due in (logs, saves, shows):
             due.start(self.examples)
@@ -563,14 +573,52 @@ class _Session:
                 raise AlarmError(alarm)
             if processes.any(self.requests.is_set()) and not ended:
                 self._save()
-                self._curves()
-                raise Interrupted(
-                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved. "
-                    f"Go on with: {command(self.plan, self.run.path)} --resume"
-                )
+                self._stop()
             last = time.perf_counter()
         self._log(None)
         self._save()
+        if self.requests.is_set() and self.stage + 1 < len(self.plan.recipe.stages):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Raise `Interrupted`; the state was saved."""
+        self._curves()
+        raise Interrupted(
+            f"stopped at {self.examples:,} of {self.plan.settings.examples:,} examples; the state is saved. "
+            f"Go on with: {command(self.plan, self.run.path)} --resume"
+        )
+
+    def _kept_view(self, stage: Stage) -> dict[str, Tensor] | None:
+        """The stage's view of the whole training split, on the device: from the run if it holds one of these networks
+        and data, otherwise computed and kept there. None where each batch must be viewed on its own."""
+        if stage.view is None or stage.kept is None or self.batches.augmented:
+            return None
+        if stage.kept not in self.views:
+            key = self._view_key(stage)
+            views = self.run.kept(stage.kept, key)
+            if views is None:
+                views = self._view_of_all(stage)
+                if self.plan.processes.main:
+                    self.run.keep(stage.kept, views, key)
+            self.views[stage.kept] = {k: v.to(self.plan.device) for k, v in views.items()}
+        return self.views[stage.kept]
+
+    def _view_of_all(self, stage: Stage) -> dict[str, Tensor]:
+        parts: list[Mapping[str, Tensor]] = []
+        assert stage.view is not None
+        with torch.no_grad(), autocast(self.plan.device, self.plan.settings.precision):
+            for batch in ordered(self.plan.data.train, self.plan.data.spec, VIEWED, self.plan.device):
+                parts.append({k: v.to(torch.int32).cpu() for k, v in stage.view(stage.game.nets, batch).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _view_key(self, stage: Stage) -> str:
+        """Changes with the frozen networks' weights, the data and the precision: all that a view depends on."""
+        digest = hashlib.sha256(f"{self.plan.data.fingerprint} {self.plan.settings.precision}".encode())
+        for name in stage.game.frozen:
+            for key, tensor in stage.game.nets[name].state_dict().items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _check(self, game: Any) -> None:
         assert self.progress is not None
@@ -676,10 +724,15 @@ class _Session:
             self.run.write_bytes(f"samples/reconstructions-{self.examples:012d}.png", png_bytes(grid))
         record: dict[str, Any] = {"examples": self.examples, **self._probe(model)}
         if "elbo" in model.abilities:
-            labels = None if held_out.y is None or not model.recipe.conditional else held_out.y[: len(few)].numpy()
-            bound = model.elbo(from_model(few, spec), labels=labels)
-            means = {f"test_{name}": float(value.mean()) for name, value in bound.items()}
-            record |= means | {"test_elbo_nats": -sum(means.values())}
+            record |= self._test_means(
+                model.elbo(from_model(few, spec), labels=self._labels(model, held_out, len(few)))
+            )
+            record["test_elbo_nats"] = -record["test_rate_nats"] - record["test_distortion_nats"]
+        if "log_prob" in model.abilities:
+            few = few[:FEW]
+            record |= self._test_means(
+                model.log_prob(from_model(few, spec), labels=self._labels(model, held_out, len(few)))
+            )
         self._append(record)
 
     def _probe(self, model: Model) -> dict[str, float]:
@@ -691,6 +744,13 @@ class _Session:
         stage = self.plan.recipe.stages[self.stage]
         with autocast(self.plan.device, self.plan.settings.precision):
             return self.probes.measure(model, stage, examples=self.progress.examples, step=self.progress.step)
+
+    def _labels(self, model: Model, held_out: Any, n: int) -> Any:
+        """Labels of the first `n` test examples for a conditional model."""
+        return None if held_out.y is None or not model.recipe.conditional else held_out.y[:n].numpy()
+
+    def _test_means(self, values: Mapping[str, Any]) -> dict[str, float]:
+        return {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
     # Saving and restoring.
 
@@ -836,7 +896,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
             if progress is None or k:
                 progress = begin(stage.game, seed=settings.seed + k)
             averages.update(dict(progress.averages))
-            draw = _drawing(plan, stream, stage, progress, start)
+            draw = _drawing(plan, stream, stage, progress, start, None)
             until = plan.lengths[k] + (progress.examples if going_on else 0)
             while progress.examples < until:
                 with autocast(plan.device, settings.precision):

@@ -1,4 +1,4 @@
-"""Verbs that use a trained model and write a picture or arrays: sample, reconstruct, interpolate."""
+"""Verbs that use a trained model and write a picture or arrays: sample, reconstruct, complete, interpolate."""
 
 from __future__ import annotations
 
@@ -55,6 +55,42 @@ def reconstruct(
         return reconstruction_grid(seen(model, x), seen(model, x_rec))
 
     return write_result(model, out, f"reconstructions-seed{seed}.png", {"x": x, "x_rec": x_rec}, picture)
+
+
+def complete(
+    model: Model,
+    n: int = 8,
+    *,
+    known: float = 0.5,
+    variants: int = 6,
+    data: Any = None,
+    data_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Path:
+    """Write `n` test examples whose beginning is kept and whose rest is drawn, in `variants` ways.
+
+    `known`: the part kept, an image's first rows. A .png has a row for each example: it, what is kept of it, the
+    variants; an .npz holds `x` and `x_completed` (n, variants, …). `data` and `seed` as in `reconstruct`.
+    """
+    refuse_unable(model, "complete")
+    if variants < 1:
+        raise InputError(f"variants is {variants}; it starts at 1")
+    refuse_too_many(model, n * (variants + 2))
+    x, y = examples_of(model, data, data_options, n, seed)
+    drawn = [model.complete(x, known=known, seed=(seed + k) % 2**63, labels=y) for k in range(variants)]
+    completed = np.stack(drawn, axis=1)
+
+    def picture() -> Any:
+        from twofold.pictures import image_grid
+
+        shown = seen(model, x)
+        kept = shown.clone()
+        kept[:, :, round(known * shown.shape[2]) :] = 0
+        rows = [shown, kept, *(seen(model, variant) for variant in drawn)]
+        return image_grid(torch.stack(rows, dim=1).flatten(0, 1), columns=len(rows))
+
+    return write_result(model, out, f"completions-seed{seed}.png", {"x": x, "x_completed": completed}, picture)
 
 
 def interpolate(

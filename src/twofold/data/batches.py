@@ -77,6 +77,17 @@ class Batches:
             batch["y"] = self._y[on_device]
         return batch
 
+    def where(self, position: int) -> Tensor:
+        """Which examples of the split the batch at `position` holds, (batch,) int64 on the device."""
+        if position < 0:
+            raise InputError(f"position is {position}; examples are counted from 0")
+        return self._indices(position)[1]
+
+    @property
+    def augmented(self) -> bool:
+        """Whether pictures are flipped or moved: then an example is not the same in every pass."""
+        return self._flip or self._crop > 0
+
     def _indices(self, position: int) -> tuple[Tensor, Tensor]:
         """Which examples this rank gets, as (indices on the host, the same on the device)."""
         start, stop = position + self._share.start, position + self._share.stop
@@ -100,7 +111,7 @@ class Batches:
 
     def _augmented(self, x: Tensor, position: int) -> Tensor:
         """`x` flipped and moved. Drawn for the whole batch, so that the ranks together see what one process would."""
-        if not self._flip and self._crop == 0:
+        if not self.augmented:
             return x
         generator = _generator(self._seed, 1, position)
         flips = torch.randint(2, (self.batch_size,), generator=generator)

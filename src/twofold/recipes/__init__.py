@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXPLICIT, IMPLICIT, HYBRID = "explicit", "implicit", "hybrid"
 ANY = ("image", "vector")
 GENERATE = ("sample", "decode", "interpolate")
+DRAW = ("sample", "complete", "log_prob")
 AUTOENCODE = ("sample", "encode", "decode", "reconstruct", "interpolate")
 
 
@@ -87,6 +88,10 @@ ENTRIES = (
         (*AUTOENCODE, "elbo"), "the codebook as moving averages, 128 units, 512 codes", "vq_vae", "released",
     ),
     Entry(
+        "vq-vae-2", EXPLICIT, "Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019, ("image",),
+        (*AUTOENCODE, "complete", "elbo", "rate"), "codes on two levels, then a prior for each", "vq_vae_2",
+    ),
+    Entry(
         "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
         "generator against discriminator, non-saturating", "gan",
     ),
@@ -129,6 +134,12 @@ ENTRIES = (
     Entry(
         "vae-gan-released", HYBRID, "Larsen et al., as their released scripts train it", 2016, ANY, AUTOENCODE,
         "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
+    ),
+    Entry(
+        "vqgan", HYBRID, "Esser et al., Taming Transformers for High-Resolution Image Synthesis", 2021, ("image",),
+        (*AUTOENCODE, "complete", "rate"),
+        "codes whose decoder faces a discriminator of patches, then a Transformer on them",
+        "vqgan",
     ),
     Entry(
         "factor-vae", HYBRID, "Kim & Mnih, Disentangling by Factorising", 2018, ANY,
@@ -214,6 +225,27 @@ ENTRIES = (
     Entry(
         "soft-intro-vae-2d", HYBRID, "Daniel & Tamar, eight Gaussians in the plane", 2021, ANY,
         (*AUTOENCODE, "elbo"), "four layers of 256 units, at first an ordinary VAE", "soft_intro_vae", "plane",
+    ),
+    Entry(
+        "pixelcnn", EXPLICIT, "van den Oord et al., Conditional Image Generation with PixelCNN Decoders", 2016,
+        ("image",), DRAW, "pixel after pixel by gated convolutions, log p(x) exact", "pixelcnn",
+    ),
+    Entry(
+        "pixelcnn-pp", EXPLICIT, "Salimans et al., PixelCNN++, its likelihood on the gated network", 2017, ("image",),
+        DRAW, "the same, a pixel a mixture of discretised logistics", "pixelcnn", "plus_plus",
+    ),
+    Entry(
+        "pixelgan", HYBRID, "Makhzani & Frey, PixelGAN Autoencoders", 2017, ("image",), AUTOENCODE,
+        "an encoder, a PixelCNN for a decoder, a discriminator of codes", "pixelgan",
+    ),
+    Entry(
+        "pixelgan-clustering", HYBRID, "Makhzani & Frey, a categorical code", 2017, ("image",),
+        ("sample", "encode", "decode", "reconstruct", "interpolate", "classify"),
+        "the same, the code one of K clusters", "pixelgan", "clustering",
+    ),
+    Entry(
+        "pixelcnn-adv", HYBRID, "our own, without a paper: PixelCNN's likelihood and a critic of its samples", 2016,
+        ("image",), DRAW, "the likelihood of PixelCNN, and a discriminator of what it draws", "pixelcnn_adv",
     ),
     Entry(
         "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
