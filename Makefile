@@ -20,7 +20,7 @@ demo: $(STAMP)
 	@echo "Done. Open runs/demo-comparison/report.html (VAE, GAN and VAE-GAN side by side) and runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"
 
 test: $(STAMP) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests bench

@@ -330,7 +330,7 @@ def test_only_the_game_calls_backward_and_steps_optimizers(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
     if name == "game.py":
-        assert {"backward", "zero_grad"} <= called
+        assert "backward" in called
     else:
         assert not called & {"backward", "zero_grad"}
 
