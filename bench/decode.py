@@ -8,7 +8,8 @@ through `Uncached`, which runs the whole network for every token; whether both d
 the cache `--share` of the tokens is drawn, spread evenly over the places, and their mean taken for all. Then the time
 against the number of tokens, fitted by a straight line on a log-log scale: a slope of 1 is time linear in tokens.
 
-Medians of `--repeats`. On a machine that does other work, only the ratio of figures from one run means anything.
+Processor time of one thread, the best of `--repeats` with the cache. On a machine that does other work the memory is
+shared all the same, and only ratios of figures from one run mean anything.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ def scattered(net: nn.Module) -> nn.Module:
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
-    """The median time of a call, after one that does not count."""
+    """The least processor time of a call, after one that does not count."""
     function()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 @torch.no_grad()
@@ -57,9 +58,9 @@ def naive_seconds(model: Uncached, length: int, rows: int, share: float) -> floa
     model(tokens)
     times = []
     for place in places:
-        start = time.perf_counter()
+        start = time.process_time()
         model(tokens[:, :place])
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return float(np.mean(times)) * length
 
 

@@ -387,7 +387,7 @@ def peers(arguments: argparse.Namespace) -> None:
         ),
         ("AAE", pythae_aae, "aae", {"posterior": "deterministic"}),
     ]
-    for title, make, name, options in cases:
+    for title, make, name, options in [case for case in cases if case[0] in arguments.models]:
         for precision in ("float32", "bf16"):
             theirs_nets, theirs = make()
             own_nets, own = ours(name, options, precision)
@@ -473,6 +473,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--models", nargs="+", default=["VAE", "VAEGAN", "AAE"], help="peers: which of them")
     parser.add_argument("--large", action="store_true", help="floor: networks of the size that people train")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
