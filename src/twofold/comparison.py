@@ -393,19 +393,22 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(results: Sequence[Result]) -> dict[str, Any]:
-    """Mean over seeds and its standard error: from the spread over seeds, or with one seed, where that spread is not
-    known, the error of the one measurement."""
+    """Mean over seeds and its standard error: from the spread over seeds, but never less than the error of measuring
+    leaves of it, which two seeds that happen to agree would hide; with one seed the error of measuring alone."""
     values = [result.value for result in results]
     finite = all(math.isfinite(v) for v in values)
     spread = statistics.stdev(values) if len(values) > 1 and finite else None
-    error = spread / math.sqrt(len(values)) if spread is not None else results[0].uncertainty if finite else None
+    errors = [result.uncertainty for result in results if result.uncertainty is not None]
+    known = [*([] if spread is None else [spread]), *([statistics.fmean(errors)] if errors else [])]
+    error = max(known) / math.sqrt(len(values)) if known and finite else None
     mean = statistics.fmean(values)
     said = [v if math.isfinite(v) else str(v) for v in values]
     return {"mean": mean if math.isfinite(mean) else str(mean), "spread": spread, "error": error, "values": said}
 
 
 def _winners(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The best model and those that cannot be told from it: differences within two standard errors."""
+    """The best model and those that cannot be told from it: within the 95 % interval of the difference by Welch's t
+    over seeds, or within two errors of measuring with one seed."""
     if len(cells) < 2:
         return []
 
@@ -422,11 +425,21 @@ def _winners(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> 
 
     def tied(model: str) -> bool:
         errors = [cells[m]["error"] for m in (best, model)]
-        if None in errors:
-            return True
-        return loss(model) - loss(best) <= ERRORS * math.hypot(*errors)
+        counts = [len(cells[m]["values"]) for m in (best, model)]
+        return None in errors or not loss(model) - loss(best) > _least_difference(errors, counts)
 
     return [best, *(model for model in ordered[1:] if tied(model))]
+
+
+def _least_difference(errors: Sequence[float], counts: Sequence[int]) -> float:
+    """The difference of two means that is beyond chance, from their standard errors and numbers of seeds."""
+    from scipy.stats import t
+
+    if max(counts) < 2 or not any(errors):
+        return ERRORS * math.hypot(*errors)
+    variances = [error**2 for error in errors]
+    freedom = sum(variances) ** 2 / sum(v**2 / max(n - 1, 1) for v, n in zip(variances, counts, strict=True))
+    return float(t.ppf(0.975, freedom)) * math.hypot(*errors)
 
 
 def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: int) -> list[str]:
@@ -460,8 +473,8 @@ def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: 
         )
     else:
         lines.append(
-            f"A winner is ahead by more than two standard errors of the difference, from the spread over {seeds} "
-            f"seeds; with {len(compared)} figures one or two may be chance."
+            f"A winner is ahead by more than the 95 % interval of the difference (Welch's t over {seeds} seeds, with the "
+            f"error of measuring as the least spread); of {len(compared)} figures, one in twenty would differ so by chance."
         )
     return lines
 

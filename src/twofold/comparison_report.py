@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ def write_comparison(folder: Path, record: Mapping[str, Any], pictures: Mapping[
         data=record["data"]["name"],
         seeds=record["seeds"],
         examples=f"{record['examples']:,}",
-        equal=len({json.dumps(_shared(model), sort_keys=True) for model in models.values()}) == 1,
+        equal=_same_networks([model["options"] for model in models.values()]),
         summary=record["summary"],
         kinds=[entry for entry in KINDS if by_kind[entry[0]]],
         pictures=by_kind,
@@ -67,9 +66,10 @@ def write_comparison(folder: Path, record: Mapping[str, Any], pictures: Mapping[
     return path
 
 
-def _shared(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that every network has, for telling whether they are equal."""
-    return {key: model["options"].get(key) for key in ("arch", "latent", "width")}
+def _same_networks(options: list[Mapping[str, Any]]) -> bool:
+    """Whether the sizes of networks that are given are given to all alike, where they have such an option."""
+    sizes = ("arch", "latent", "width", "depth")
+    return any(options) and all(len({given[key] for given in options if key in given}) <= 1 for key in sizes)
 
 
 def _row(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
