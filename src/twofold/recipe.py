@@ -108,7 +108,8 @@ def _check_range(name: str, value: Any) -> None:
         return
     require(math.isfinite(value), f"option {name} is {value}; give a finite number")
     require(name not in COUNTS or value >= 1, f"{name} is {value}; it starts at 1")
-    limit = LAYERS_LIMIT if name in LAYERS else EXAMPLES_LIMIT if name.endswith("_examples") else SIZE_LIMIT
+    counts_examples = name.endswith(("_examples", "_begin"))
+    limit = LAYERS_LIMIT if name in LAYERS else EXAMPLES_LIMIT if counts_examples else SIZE_LIMIT
     require(isinstance(value, float) or abs(value) <= limit, f"{name} is {value}; it ends at {limit:,}")
     require(name not in POSITIVE or value > 0, f"{name} is {value}; it must be above 0")
     require(name not in NOT_NEGATIVE or value >= 0, f"{name} is {value}; it starts at 0")

@@ -736,8 +736,11 @@ class _Session:
         self._append(record)
 
     def _probe(self, model: Model) -> dict[str, float]:
-        """What `probing` measures at this point."""
+        """What `probing` measures at this point. Of several processes none measures: in a rollout that one process
+        plays alone, BatchNorm over the whole batch would wait for the others."""
         assert self.progress is not None
+        if self.plan.processes.count > 1:
+            return {}
         if self.probes is None:
             plan = self.plan
             self.probes = Probes(plan.data, batch_size=plan.settings.batch_size, device=plan.device)
