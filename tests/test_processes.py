@@ -124,7 +124,8 @@ def test_two_processes_train_what_one_trains(together, tmp_path, case):
     for a, b in zip(one, two, strict=True):
         assert a["examples"] == b["examples"]
         for key in a:
-            if "second" not in key:
+            # Pairs of logits are ranked within each process, so that their share is another estimate of the same.
+            if "second" not in key and not key.endswith("discriminator_accuracy"):
                 assert b[key] == pytest.approx(a[key], rel=1e-2, abs=1e-3), key
 
 
