@@ -473,9 +473,9 @@ def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: 
         )
     else:
         lines.append(
-            "A winner is ahead by more than the 95 % interval of the difference (Welch's t over "
-            f"{seeds} seeds, with the error of measuring as the least spread); of {len(compared)} figures, one in "
-            "twenty would differ so by chance."
+            "A winner is ahead by more than the 95 % interval of the difference: Welch's t over "
+            f"{seeds} seeds, with the error of measuring as the least spread. "
+            f"One in twenty of {len(compared)} figures would differ so by chance."
         )
     return lines
 
