@@ -24,12 +24,14 @@ from twofold.recipe import require
 from twofold.rollouts import Generator
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss, build_adversarial
+from twofold.terms.matching import squared_error
 from twofold.terms.penalty import r1, r2
 
 PENALTIES = ("none", "r1-r2")
 ORDERS = ("simultaneous", "alternating")
-LOSSES = ("non-saturating", "minimax", "log-ratio", "hinge")
-"""Losses whose generator may be told that a pair of the encoder is one of the decoder by minus its logit."""
+LOSSES = ("non-saturating", "minimax", "log-ratio", "hinge", "relativistic")
+"""Losses in which both labels can be swapped: those that judge a pair alone take minus its logit, and a relativistic
+one has its two sides exchanged."""
 
 
 def pairs(state: State, *, codes: Codes, classes: int | None) -> dict[str, Tensor]:
@@ -63,6 +65,8 @@ def inference_term(loss: AdversarialLoss) -> Term:
     as neither part depends on the other's network."""
 
     def swapped(state: State) -> Tensor:
+        if loss.needs_real:
+            return loss.generator(state["generated_logits"], state["inferred_logits"])
         return loss.generator(state["generated_logits"]) + loss.generator(-state["inferred_logits"])
 
     return Term("adversarial_inference", swapped, to={"encoder": 1.0, "decoder": 1.0})
@@ -97,6 +101,17 @@ def penalty_terms(kind: str, weight: float, *, norm: str, codes: Codes, classes:
     return (Term("r1_r2", loss, to={"discriminator": weight}),)
 
 
+def code_regression_terms(weight: float, codes: Codes) -> tuple[Term, ...]:
+    """None, or ‖z - E(G(z))‖² of the codes of samples, which trains the encoder only. `codes` are deterministic."""
+    require(weight >= 0, f"code_weight is {weight}; it starts at 0")
+
+    def loss(state: State) -> Tensor:
+        z_again = state.nets["encoder"](state["x_fake"], codes.labels(state, "encoder"))
+        return squared_error(z_again, state["z_prior"]).mean()
+
+    return (Term("code_regression", loss, to={"encoder": weight}),) if weight else ()
+
+
 def joint_networks(config: Any, spec: Spec, codes: Codes, *, classes: int | None) -> dict[str, nn.Module]:
     """Encoder, decoder and the discriminator of pairs, as the Configs of `ali` and `bigan` ask."""
     latent = codes.prior.latent
@@ -123,8 +138,14 @@ def labelled(conditional: bool) -> frozenset[str]:
     return frozenset(("encoder", "decoder", "discriminator") if conditional else ())
 
 
-def joint_game(config: Any, nets: Mapping[str, nn.Module], codes: Codes, *, classes: int | None) -> Game:
-    """Everybody at once from the same pairs, or the discriminator's `critic_plays` plays and then the others'."""
+def joint_game(
+    config: Any, nets: Mapping[str, nn.Module], codes: Codes, *, classes: int | None, more: tuple[Term, ...] = ()
+) -> Game:
+    """Everybody at once from the same pairs, or the discriminator's `critic_plays` plays and then the others'.
+
+    `more` are terms of encoder and decoder besides the game's. Both are averaged: what one undoes of the other depends
+    on the weights of both, which keep moving.
+    """
     require(
         config.order == "alternating" or config.critic_plays == 1,
         f"critic_plays is {config.critic_plays} and order is {config.order}; "
@@ -138,20 +159,21 @@ def joint_game(config: Any, nets: Mapping[str, nn.Module], codes: Codes, *, clas
         config.clip_norm,
         {"discriminator": config.learning_rate_discriminator},
     )
-    ema = {"decoder": config.ema_half_life_examples}
+    ema = dict.fromkeys(("encoder", "decoder"), config.ema_half_life_examples)
     players = {name: training.player(name, net, ema_half_life_examples=ema.get(name)) for name, net in nets.items()}
     loss = build_adversarial(config.loss, real_label=config.real_label)
     rollout = partial(pairs, codes=codes, classes=classes)
     penalty = penalty_terms(
         config.penalty, config.penalty_weight, norm=config.norm_discriminator, codes=codes, classes=classes
     )
-    judge, infer = (discriminator_term(loss), *penalty), inference_term(loss)
+    judge = (discriminator_term(loss), *penalty)
+    infer = (inference_term(loss), *more)
     if config.order == "simultaneous":
-        return Game(players, (Phase("joint", rollout, (*judge, infer)),))
+        return Game(players, (Phase("joint", rollout, (*judge, *infer)),))
     return Game(
         players,
         (
             Phase("discriminator", rollout, judge, repeats=config.critic_plays),
-            Phase("inference", rollout, (infer,)),
+            Phase("inference", rollout, infer),
         ),
     )

@@ -50,8 +50,8 @@ def build_joint_discriminator(
 ) -> JointDiscriminator:
     """A discriminator of the Spec's data with codes (batch, latent).
 
-    Convolutions give `hidden` features of an image, one layer `code_width` features of its code, and one more layer of
-    `hidden` units judges both (Dumoulin et al. 2017, table 4, in small). Vectors, and images under "mlp", are laid
+    Convolutions give `hidden` features of an image, two layers `code_width` features of its code, and two more layers
+    of `hidden` units judge both (Dumoulin et al. 2017, table 4, in small). Vectors, and images under "mlp", are laid
     beside their code and go through one MLP.
 
     Args:
@@ -70,6 +70,6 @@ def build_joint_discriminator(
     features = build_encoder(
         spec, hidden, arch=arch, width=width, norm=norm, first_norm=False, activation="leaky", spectral=spectral
     )
-    codes = MLP(latent, (), code_width, spectral=spectral)
-    judge = MLP(hidden + code_width, (hidden,), 1, activation="leaky", spectral=spectral)
+    codes = MLP(latent, (code_width,), code_width, activation="leaky", spectral=spectral)
+    judge = MLP(hidden + code_width, (hidden, hidden), 1, activation="leaky", spectral=spectral)
     return JointDiscriminator(features, codes, nn.Sequential(nn.LeakyReLU(0.2), judge))

@@ -23,7 +23,7 @@ Routing:
       reconstruction_data        +1        ·
     phase decoder (2 plays a step)
       kl_generated                ·       +1
-      reconstruction_codes        ·      +10
+      reconstruction_codes        ·      +30
 
 At the equilibrium all three KLs are 0. The stop-gradient is routing here: G does not move in the encoder's phase, and
 its samples do not depend on E.
@@ -33,7 +33,9 @@ Preset: `age-paper` has the released DCGAN networks, for images of 32×32, and t
 Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at
 best and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and
 averages the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The
-rate is not halved on the way. Networks size themselves to the data.
+rate is not halved on the way. By default norms are LayerNorm: with BatchNorm in the generator codes did not come back
+on digits. Both networks are used as averages of their weights (`--ema-half-life-examples none` is the paper). Networks
+size themselves to the data.
 """
 
 from __future__ import annotations
@@ -57,12 +59,12 @@ from twofold.terms.matching import cosine_distance, l1
 
 @dataclass(frozen=True)
 class Config:
-    latent: int | None = option(None, "size of the code z; none: 16, or one more than the data has values if less")
+    latent: int | None = option(None, "size of the code z; none: 8, or one more than the data has values if less")
     prior: str = option(
         "sphere", "p(z), and where codes lie: a sphere, or anywhere under N(0, I)", choices=("sphere", "normal")
     )
     data_weight: float = option(1.0, "μ: weight of the L1 distance of data, summed over values")
-    code_weight: float = option(10.0, "λ: weight of 1 - cos of a code and its reconstruction")
+    code_weight: float = option(30.0, "λ: weight of 1 - cos of a code and its reconstruction")
     generator_plays: int = option(2, "plays of the generator, on fresh draws, to one of the encoder")
     arch: str = option(
         "conv", "networks for images; vectors always get an MLP; paper: 32×32 only", choices=("conv", "mlp", "paper")
@@ -72,18 +74,20 @@ class Config:
     )
     depth: int = option(2, "hidden layers of an MLP")
     hidden: int = option(256, "units of a fully connected layer between convolutions and head; 0: none")
-    norm: str = option("batch", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
+    norm: str = option("layer", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
     norm_encoder: str = option(
-        "none",
+        "layer",
         "the same in the encoder; batch mixes the statistics of data and samples",
         choices=("batch", "group", "layer", "none"),
     )
-    learning_rate: float = option(5e-4, "Adam's learning rate of the encoder")
+    learning_rate: float = option(1e-3, "Adam's learning rate of the encoder")
     learning_rate_decoder: float | None = option(None, "of the generator; none: the same")
     beta1: float = option(0.5, "Adam's β₁")
     beta2: float = option(0.999, "Adam's β₂")
     clip_norm: float | None = option(None, "largest norm of each network's gradient")
-    ema_half_life_examples: float | None = option(None, "sample from an average of the generator with this half-life")
+    ema_half_life_examples: float | None = option(
+        5000.0, "use averages of encoder and generator with this half-life; none: the last weights"
+    )
     conditional: bool = option(False, "condition both networks on the labels")
 
 
@@ -92,8 +96,8 @@ def paper() -> Config:
     means its weights are 10 and 1,000, the latter of a mean over batch and dimensions; here everything is multiplied by
     the 128 dimensions."""
     return Config(
-        latent=128, data_weight=10 * 128 / (3 * 32 * 32), code_weight=1000.0, arch="paper", norm_encoder="batch",
-        learning_rate=2e-4,
+        latent=128, data_weight=10 * 128 / (3 * 32 * 32), code_weight=1000.0, arch="paper", norm="batch",
+        norm_encoder="batch", learning_rate=2e-4, ema_half_life_examples=None,
     )  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def build(config: Config, spec: Spec) -> Recipe:
     for name in ("data_weight", "code_weight"):
         require(getattr(config, name) >= 0, f"{name} is {getattr(config, name)}; it starts at 0")
     classes = classes_for(spec, config.conditional)
-    latent = min(16, spec.size + 1) if config.latent is None else config.latent
+    latent = min(8, spec.size + 1) if config.latent is None else config.latent
     players = ("encoder", "decoder")
     codes = Codes(Prior(latent, config.prior), "deterministic", frozenset(players if config.conditional else ()))
     nets = _paper_networks(config, spec, latent) if config.arch == "paper" else _networks(config, spec, latent, classes)
@@ -134,7 +138,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         "adam", config.learning_rate, config.beta1, config.beta2, config.clip_norm,
         {"decoder": config.learning_rate_decoder},
     )  # fmt: skip
-    ema = {"decoder": config.ema_half_life_examples}
+    ema = dict.fromkeys(players, config.ema_half_life_examples)
     game = Game(
         players={name: training.player(name, nets[name], ema_half_life_examples=ema.get(name)) for name in players},
         phases=(

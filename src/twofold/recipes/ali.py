@@ -14,22 +14,25 @@ section 2.3), which does not saturate:
 
 Routing:
 
-    term                       encoder  decoder  discriminator
-    adversarial_discriminator        ·        ·             +1
-    r1_r2                            ·        ·           +0.3
-    adversarial_inference           +1       +1              ·
+    term                         encoder  decoder  discriminator
+    phase discriminator (3 plays a step)
+      adversarial_discriminator        ·        ·             +1
+      r1_r2                            ·        ·          +0.01
+    phase inference
+      adversarial_inference           +1       +1              ·
 
-All three move at once, from the same pairs (their algorithm 1). The encoder's part of `adversarial_inference` does not
-depend on the decoder nor the decoder's on the encoder, so one sum serves both. q(z|x) is a Normal; `encode` returns its
-mean.
+The encoder's part of `adversarial_inference` does not depend on the decoder nor the decoder's on the encoder, so one
+sum serves both. q(z|x) is a Normal; `encode` returns its mean.
 
 Preset: `ali-paper` has the networks of their CIFAR-10 table, for images of 32×32, and the rest of that run.
 
-Deviations: by default the discriminator's slope at its pairs is penalised (`r1_r2`; `--penalty none` is the paper):
-without it the small networks collapse on digits. Networks size themselves to the data. In `ali-paper`: tanh for the
-sigmoid, as our images are in [-1, 1]; the encoder emits a log variance instead of log σ; the decoder's bias of every
-pixel starts at 0 instead of the training set's log odds. β₂ is 0.999: the paper's table has 10⁻³, the released code
-Adam's usual.
+Deviations, of which `ali-paper` undoes these three: in the paper all move at once, from the same pairs (algorithm 1;
+`--order simultaneous --critic-plays 1`). Here the discriminator has three plays and a higher rate, its slope at its
+pairs is penalised (`r1_r2`), and encoder and decoder are used as averages of their weights. Without that,
+reconstructions of digits were worse than a constant after a short run. Networks size themselves to the data.
+In `ali-paper`: tanh for the sigmoid, as our images are in [-1, 1]; the encoder emits a log variance instead of log σ;
+the decoder's bias of every pixel starts at 0 instead of the training set's log odds. β₂ is 0.999: the paper's table has
+10⁻³, the released code Adam's usual.
 """
 
 from __future__ import annotations
@@ -53,13 +56,13 @@ from twofold.spec import Spec
 
 @dataclass(frozen=True)
 class Config:
-    latent: int | None = option(None, "size of the code z; none: 16, or the data's number of values if that is less")
+    latent: int | None = option(None, "size of the code z; none: 6, or the data's number of values if that is less")
     loss: str = option(
         "non-saturating", "adversarial loss, both labels swapped for encoder and decoder", choices=LOSSES
     )
     real_label: float = option(1.0, "the discriminator's target for the encoder's pairs; below 1: label smoothing")
-    order: str = option("simultaneous", "all at once, or the discriminator and then the others", choices=ORDERS)
-    critic_plays: int = option(1, "plays of the discriminator, on fresh batches, if the order is alternating")
+    order: str = option("alternating", "all at once, or the discriminator and then the others", choices=ORDERS)
+    critic_plays: int = option(3, "plays of the discriminator, on fresh batches, if the order is alternating")
     arch: str = option(
         "conv", "networks for images; vectors always get an MLP; paper: 32×32 only", choices=("conv", "mlp", "paper")
     )
@@ -74,26 +77,31 @@ class Config:
         "none", "the same in the discriminator", choices=("batch", "group", "layer", "none")
     )
     penalty: str = option("r1-r2", "penalty on the slope of the discriminator, at all its pairs", choices=PENALTIES)
-    penalty_weight: float = option(0.3, "weight of the penalty")
+    penalty_weight: float = option(0.01, "weight of the penalty")
     spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
-    learning_rate: float = option(5e-4, "Adam's learning rate of encoder and decoder")
-    learning_rate_discriminator: float | None = option(None, "of the discriminator; none: the same")
+    learning_rate: float = option(1e-3, "Adam's learning rate of encoder and decoder")
+    learning_rate_discriminator: float | None = option(2e-3, "of the discriminator; none: the same")
     beta1: float = option(0.5, "Adam's β₁")
     beta2: float = option(0.999, "Adam's β₂")
     clip_norm: float | None = option(None, "largest norm of each network's gradient")
-    ema_half_life_examples: float | None = option(None, "sample from an average of the decoder with this half-life")
+    ema_half_life_examples: float | None = option(
+        5000.0, "use averages of encoder and decoder with this half-life; none: the last weights"
+    )
     conditional: bool = option(False, "condition all three networks on the labels")
 
 
 def paper() -> Config:
     """Dumoulin et al. 2017, CIFAR-10: 64 latent dimensions, Adam at 1e-4; use batches of 100."""
-    return Config(latent=64, arch="paper", penalty="none", learning_rate=1e-4)
+    return Config(
+        latent=64, order="simultaneous", critic_plays=1, arch="paper", penalty="none", learning_rate=1e-4,
+        learning_rate_discriminator=None, ema_half_life_examples=None,
+    )  # fmt: skip
 
 
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     classes = classes_for(spec, config.conditional)
-    codes = Codes(Prior(latent_of(config.latent, 16, spec)), "normal", labelled(config.conditional))
+    codes = Codes(Prior(latent_of(config.latent, 6, spec)), "normal", labelled(config.conditional))
     if config.arch == "paper":
         nets = _paper_networks(config, spec, codes.prior.latent)
     else:
