@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from twofold.data.batches import Batches, ordered
     from twofold.data.convert import from_model, to_model
     from twofold.data.loading import load
+    from twofold.data.pairs import pair
     from twofold.data.split import Data, Split, take
     from twofold.data.summary import describe
 
@@ -31,6 +32,7 @@ __all__ = [
     "from_model",
     "load",
     "ordered",
+    "pair",
     "raw",
     "sources",
     "take",
@@ -45,6 +47,7 @@ _HOME = {
     "from_model": "convert",
     "load": "loading",
     "ordered": "batches",
+    "pair": "pairs",
     "raw": "arrays",
     "take": "split",
     "to_model": "convert",
