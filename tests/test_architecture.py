@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
-    "recipes": {*MATHS, "rollouts", "autoencoders"},
+    "translators": {*MATHS, "rollouts"},
+    "recipes": {*MATHS, "rollouts", "autoencoders", "translators"},
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
@@ -67,6 +68,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "recipe",
         "rollouts",
         "autoencoders",
+        "translators",
         "recipes",
     )
 } | {

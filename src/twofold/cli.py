@@ -342,6 +342,12 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="NAME", help="a file of labels, an array's key or a column's name")
     group.add_argument("--strict", action="store_true", help="refuse broken files instead of leaving them out")
     group.add_argument("--holdout", type=_number, default=0.1, metavar="F", help="part kept for testing (default: 0.1)")
+    group.add_argument(
+        "--pairs", nargs=2, metavar=("INPUT", "TARGET"), help="pairs: two subfolders, or two arrays of an .npz"
+    )
+    group.add_argument("--side-by-side", action="store_true", help="pairs: each image is input and target side by side")
+    group.add_argument("--unpaired", action="store_true", help="the two sides are sets without correspondence")
+    group.add_argument("--swap", action="store_true", help="exchange input and target")
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -352,6 +358,10 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "labels": arguments.labels,
         "strict": arguments.strict or None,
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
+        "pairs": tuple(arguments.pairs) if arguments.pairs else None,
+        "side_by_side": arguments.side_by_side or None,
+        "unpaired": arguments.unpaired or None,
+        "swap": arguments.swap or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -436,7 +446,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(recipes.listing(), indent=2, ensure_ascii=False))
         return 0
-    for family in (recipes.EXPLICIT, recipes.IMPLICIT, recipes.HYBRID):
+    for family in recipes.FAMILIES:
         print(family)
         for entry in recipes.ENTRIES:
             if entry.family == family:
@@ -448,9 +458,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     recipes.find(arguments.name)
-    from twofold.overview import EXAMPLE, show, show_text
+    from twofold.overview import example, show, show_text
 
-    spec = EXAMPLE
+    spec = example(arguments.name)
     if arguments.data:
         from twofold.data import load
 
@@ -469,7 +479,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
         for source in sources():
             shape = "×".join(map(str, source.shape))
-            print(f"{source.name:<16}{source.kind:<8}{shape:<12}{source.examples:>9,}  {source.description}")
+            if source.input_shape is not None:
+                shape = "×".join(map(str, source.input_shape)) + f" → {shape}"
+            print(f"{source.name:<21}{source.kind:<8}{shape:<17}{source.examples:>9,}  {source.description}")
         print(
             "\nYour own: a folder of images (class subfolders become labels), .npz, .npy, idx or CSV files; "
             "twofold data PATH says what is found"

@@ -13,7 +13,10 @@ from twofold.errors import InputError, unknown
 from twofold.game import Stage
 from twofold.spec import Spec
 
-ABILITIES = ("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound")
+ABILITIES = (
+    *("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound"),
+    *("translate", "translate_back", "style", "couple"),
+)
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
@@ -30,6 +33,13 @@ class Recipe:
     - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
     - `iw_bound(nets, x, *, y, generator, k)` → {"log_prob_nats": (n,)}: a lower bound of log p(x) from k draws
+
+    Of pairs (a, x):
+
+    - `translate(nets, a, *, z, generator)` → x, `translate_back(nets, x, *, z, generator)` → a; `z`: None or a style,
+      (n, latent)
+    - `style(nets, x)` → z: the style of an x; `style_prior(nets, n, *, generator)` → z
+    - `couple(nets, z)` → (a, x) of one code
 
     `y` is None unless the recipe is conditional.
     """
@@ -73,7 +83,19 @@ COUNTS = frozenset(
 POSITIVE = frozenset(
     ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
 )
-NOT_NEGATIVE = frozenset(("depth", "hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+NOT_NEGATIVE = frozenset(
+    (
+        "depth",
+        "hidden",
+        "blocks",
+        "pool",
+        "noise",
+        "penalty_weight",
+        "weight_decay",
+        "decay_floor",
+        "equilibrium_margin",
+    )
+)
 
 
 def _check_range(name: str, value: Any) -> None:
