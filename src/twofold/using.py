@@ -146,7 +146,10 @@ def _no_data(data_options: Mapping[str, Any]) -> InputError:
     )
 
 
-DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout")
+DATA_OPTIONS = (
+    *("size", "channels", "value_range", "labels", "strict", "holdout"),
+    *("pairs", "side_by_side", "unpaired", "swap"),
+)
 """What a run remembers of how its data was read."""
 
 
