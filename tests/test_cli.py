@@ -28,7 +28,7 @@ import twofold
 from twofold import recipes
 from twofold.cli import main
 from twofold.display import Bar
-from twofold.overview import EXAMPLE
+from twofold.overview import example
 from twofold.run import Run
 
 NAMES = [entry.name for entry in recipes.ENTRIES]
@@ -117,7 +117,8 @@ def test_recipes_json_is_the_documented_list(capsys):
         assert list(record) == ["name", "family", "paper", "year", "data_kinds", "abilities"]
         assert all(isinstance(record[key], str) for key in ("name", "family", "paper"))
         assert isinstance(record["year"], int) and record["year"] > 1980
-        assert set(record["data_kinds"]) <= {"image", "vector"} and "sample" in record["abilities"]
+        kinds = {"image", "vector"} if record["family"] != "translation" else {"image-pair", "vector-pair"}
+        assert set(record["data_kinds"]) <= kinds and {"sample", "translate"} & set(record["abilities"])
 
 
 def test_recipes_lists_every_recipe_once_with_its_paper(capsys):
@@ -131,7 +132,7 @@ def test_recipes_lists_every_recipe_once_with_its_paper(capsys):
 def test_show_json_is_the_documented_record(capsys, name):
     record = json.loads(answer(capsys, "show", name, "--json"))
     assert list(record) == ["name", "stages"] and record["name"] == name and record["stages"]
-    _, recipe = recipes.build(name, EXAMPLE)
+    _, recipe = recipes.build(name, example(name))
     for stage, built in zip(record["stages"], recipe.stages, strict=True):
         assert list(stage) == ["name", "players", "phases"]
         assert stage["players"] == {
@@ -192,7 +193,7 @@ def test_help_names_every_command(capsys, words):
     else:
         assert main(words) == 0
     out = capsys.readouterr().out
-    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate"):
+    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate", "translate"):
         assert re.search(rf"^    {command} +\S", out, re.MULTILINE), command
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "sample",
     "show",
     "train",
+    "translate",
 ]
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from twofold.overview import show
     from twofold.spec import Spec
     from twofold.training import train
+    from twofold.translating import translate
     from twofold.using import interpolate, reconstruct, sample
 
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "sample": "using",
     "show": "overview",
     "train": "training",
+    "translate": "translating",
 }
 
 

@@ -241,6 +241,24 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     between.add_argument("--label", type=_whole, metavar="K", help="of this class (conditional models)")
     between.add_argument("--out", type=_path, metavar="FILE", help="a .png or an .npz with `x` (default: in the run)")
     _data_options(between)
+
+    translating = verb("translate", _translate, "translate pictures with a run trained on pairs")
+    _model_options(translating)
+    translating.add_argument(
+        "input", type=_path, metavar="INPUT", help="a picture of any size, a folder of pictures, or a .npy of vectors"
+    )
+    translating.add_argument("--out", type=_path, metavar="DIR", required=True, help="the folder to write PNG files to")
+    translating.add_argument(
+        "--direction",
+        choices=("forward", "back"),
+        default="forward",
+        help="from input to target (default), or back where the recipe learns that too",
+    )
+    translating.add_argument("--variants", type=_count, default=1, metavar="K", help="how many of each (default: 1)")
+    translating.add_argument("--style", type=_path, metavar="FILE", help="take the style of this picture")
+    translating.add_argument(
+        "--fit", action="store_true", help="scale pictures to the size of training instead of tiling larger ones"
+    )
     return parser
 
 
@@ -523,7 +541,9 @@ def _train(arguments: argparse.Namespace) -> int:
     assert model.run is not None
     path = model.run.path
     print(f"trained {arguments.name} on {model.examples:,} examples: {path}")
-    print(f"look at {path / 'report.html'}, or: twofold sample {shlex.quote(str(path))} -n 64")
+    run = shlex.quote(str(path))
+    use = f"sample {run} -n 64" if "sample" in model.abilities else f"translate {run} INPUT --out DIR"
+    print(f"look at {path / 'report.html'}, or: twofold {use}")
     return 0
 
 
@@ -579,6 +599,19 @@ def _interpolate(arguments: argparse.Namespace) -> int:
             out=out,
         )
     )
+    return 0
+
+
+def _translate(arguments: argparse.Namespace) -> int:
+    from twofold.translating import translate
+
+    model = _load(arguments)
+    given = {k: getattr(arguments, k) for k in ("out", "direction", "variants", "style", "fit", "seed")}
+    written, notes = translate(model, arguments.input, **given)
+    for note in notes:
+        print(_one_line(f"note: {note}"))
+    files = f"{len(written)} file{'s' * (len(written) > 1)}"
+    print(f"wrote {files} to {arguments.out}, the first is {_one_line(str(written[0]))}")
     return 0
 
 
