@@ -28,7 +28,7 @@ import twofold
 from twofold import recipes
 from twofold.cli import main
 from twofold.display import Bar
-from twofold.overview import example
+from twofold.overview import EXAMPLE, example
 from twofold.run import Run
 
 NAMES = [entry.name for entry in recipes.ENTRIES]

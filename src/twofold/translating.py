@@ -62,6 +62,8 @@ def translate(
         raise InputError(f"out is {str(out)!r}, which is a file; give a folder")
     if not source.exists():
         raise InputError(f"there is no file or folder {str(source)!r}")
+    if style is not None and variants > 1:
+        raise InputError("give a style, or a number of variants, whose styles are drawn")
     settings: dict[str, Any] = {"direction": direction, "variants": variants, "seed": seed}
     if style is not None:
         if direction == "back":
@@ -85,7 +87,7 @@ def translate(
             continue
         for k in range(variants):
             one = settings | {"variants": 1, "seed": (seed + k) % 2**63}
-            if variants > 1 and "style_prior" in model.recipe.abilities and style is None:
+            if variants > 1 and "style_prior" in model.recipe.abilities:
                 one["style"] = _style_of(model, variants, k, seed)
             x = whole(model, picture, **one) if fit else tiled(model, picture, specs[0].shape[1:], **one)
             ending = f"-{k + 1}.png" if variants > 1 else ".png"

@@ -51,7 +51,7 @@ class ImagePool(nn.Module):
         draw = random.Random(f"{key} {seen}")
         count = len(images)
         new = [k for k in range(count) if seen + k < self.size]
-        free = list(range(self.size))
+        free = list(range(min(self.size, seen)))
         draw.shuffle(free)
         exchanged: list[tuple[int, int]] = []
         for k in range(len(new), count):

@@ -44,7 +44,6 @@ from twofold.game import Game, Phase, Player, Stage, State, Term, held
 from twofold.latents import prior, sample_normal, split_mean_log_var
 from twofold.nets.build import build_encoder
 from twofold.nets.layers import SPATIAL_NORMS
-from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import rate
 from twofold.spec import Spec
@@ -145,9 +144,9 @@ def build(config: Config, spec: Spec) -> Recipe:
             out |= {"mean": mean, "log_var": log_var}
         if config.random:
             styles["random"] = out["z"] = prior(len(a), config.latent, like=a, generator=state.generator)
-        made = call_together(state.nets["generator"], *[a] * len(halves), ys=[styles[half] for half in halves])
-        for half, x_fake in zip(halves, made, strict=True):
-            out[f"x_{half}"] = x_fake
+        for half in halves:
+            # A call each: in one call both halves would depend on the encoder, and its row need a backward pass alone.
+            x_fake = out[f"x_{half}"] = state.nets["generator"](a, styles[half])
             discriminator = state.nets[f"discriminator_{half}"]
             for name, image in (("real", x), ("fake", x_fake)):
                 # One call each: the generator's backward pass goes through the generated images only.
