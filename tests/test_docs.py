@@ -1,8 +1,8 @@
 """The documentation is true: its commands and Python blocks run, its outputs are real, its links lead somewhere.
 
 Every ```console line that starts with "$ twofold" is run through the command line's own `main`, in a fresh folder that
-holds the files which the pages speak of (`photos`, `streets`, `arrays.npz`, `table.csv`). The only thing changed is the length of
-training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and the same for `examples=` in Python.
+holds the files which the pages speak of (`photos`, `streets`, `arrays.npz`, `table.csv`). The only thing changed is the
+length of training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and so does `examples=` in Python.
 Lines below a command are its output and must stand in the real one, in one piece; a line "..." stands for anything.
 """
 

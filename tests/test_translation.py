@@ -377,12 +377,12 @@ def offsets(recipe, data, draws: int = 12) -> torch.Tensor:
 def test_two_modes_l1_gives_the_median_a_gan_a_mode_and_bicycle_gan_both():
     """x = a ± 1: the median a + 0 has hardly any data. pix2pix with its L1 weight ignores the noise it is given."""
     median = offsets(*trained("pix2pix-l1", "two-modes", 300, learning_rate=3e-3))
-    assert median.abs().mean() < 0.45 and median.std(1).mean() == 0
+    assert ((median.abs() - 1).abs() < 0.5).float().mean() < 0.1 and median.std(1).mean() == 0
     mode = offsets(*trained("pix2pix-cgan", "two-modes", 600, learning_rate=1e-3, batch_size=128))
-    assert ((mode.abs() - 1).abs() < 0.5).float().mean() > 0.65 and mode.std(1).mean() == 0
-    noisy = offsets(*trained("pix2pix", "two-modes", 400, learning_rate=1e-3, noise=2))
+    assert ((mode.abs() - 1).abs() < 0.5).float().mean() > 0.55 and mode.std(1).mean() == 0
+    noisy = offsets(*trained("pix2pix", "two-modes", 250, learning_rate=1e-3, noise=2))
     several = offsets(
-        *trained("bicycle-gan", "two-modes", 900, learning_rate=1.5e-3, latent=2, sees_input=True, kl_weight=0.1)
+        *trained("bicycle-gan", "two-modes", 800, learning_rate=1.5e-3, latent=2, sees_input=True, kl_weight=0.1)
     )
     both = ((several > 0.6).any(1) & (several < -0.6).any(1)).float().mean()
     assert both > 0.5 and ((several.abs() - 1).abs() < 0.5).float().mean() > 0.65
@@ -402,7 +402,7 @@ def test_affine_domains_cycles_alone_find_a_bijection_and_identities_the_right_o
     assert (back @ there - torch.eye(2)).abs().max() < 0.1
     assert (there - torch.eye(2)).abs().max() > 0.3, "and nothing says that it is the right one"
     adversarial = linear | {"learning_rate": 5e-3, "pool": 0, "width": 32}
-    recipe, _ = trained("cyclegan", "affine-2d", 500, **adversarial, identity_weight=0.0)
+    recipe, _ = trained("cyclegan", "affine-2d", 300, **adversarial, identity_weight=0.0)
     other = linear_map(recipe)
     assert (other - torch.eye(2)).abs().max() > 0.5, "the adversarial terms allow others"
     for seed in (0, 1):

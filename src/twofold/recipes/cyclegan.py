@@ -42,6 +42,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from twofold.game import Game, Phase, Player, Stage, State, Term
@@ -191,16 +192,21 @@ def _judged(state: State, d: str, real: Tensor, fake: Tensor) -> dict[str, Tenso
     discriminator = state.nets[f"discriminator_{d}"]
     pool = cast(ImagePool, state.nets[f"pool_{d}"])
     shown = pool.show(fake, seen=state.examples, key=state.generator.initial_seed())
-    logits = discriminator(fake)
-    # Apart from the generated images: the generators' backward pass goes through those only.
     if shown.past is None:
-        out = {f"{d}_real_logits": discriminator(real)}
-    else:
-        real_logits, past_logits = call_together(discriminator, real, shown.past)
-        out = {f"{d}_real_logits": real_logits, f"{d}_past_logits": past_logits}
-    if shown.new:
-        out[f"{d}_new_logits"] = logits if shown.past is None else logits[shown.new]
-    return out | {f"{d}_fake_logits": logits}
+        logits = discriminator(fake)
+        return {
+            f"{d}_fake_logits": logits,
+            f"{d}_new_logits": logits,
+            f"{d}_real_logits": discriminator(real),
+        }
+    # Calls by who learns from them: a backward pass goes through no image that it has no use for.
+    real_logits, past_logits = call_together(discriminator, real, shown.past)
+    out = {f"{d}_real_logits": real_logits, f"{d}_past_logits": past_logits}
+    unseen = discriminator(fake[[k for k in range(len(fake)) if k not in shown.new]])
+    if not shown.new:
+        return out | {f"{d}_fake_logits": unseen}
+    new = discriminator(fake[shown.new])
+    return out | {f"{d}_new_logits": new, f"{d}_fake_logits": torch.cat([new, unseen])}
 
 
 def _deceiving(loss: PatchLoss, d: str) -> Callable[[State], Tensor]:
