@@ -42,12 +42,11 @@ def main() -> None:
     data = load(arguments.data, pairs=tuple(arguments.pairs), size=(int(height), int(width or height)))
     assert data.test is not None and data.spec.input is not None and data.spec.input.palette is not None
     palette, ignore = data.spec.input.palette, arguments.ignore
-    kept = [color for k, color in enumerate(palette) if k not in ignore]
     everything = [(s.x[torch.arange(len(s))], s.a[torch.arange(len(s))]) for s in (data.train, data.test)]
     photos, labels = zip(*((to_model(x, data.spec), to_model(a, data.spec.input)) for x, a in everything), strict=True)
     true = [classes_of_colors(a, palette, ignore=ignore) for a in labels]
     start = time.process_time()
-    settings = Settings(classes=len(kept), steps=arguments.steps)
+    settings = Settings(classes=len(palette), steps=arguments.steps)
     segmenter = trained_segmenter(photos[0], true[0], settings, cache=arguments.cache)
     print(f"segmenter: {time.process_time() - start:.0f} s of processor time", flush=True)
     shown = torch.tensor(arguments.shown)
