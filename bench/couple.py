@@ -2,7 +2,7 @@
 
     python bench/couple.py --out runs/couple --examples 60000 --seeds 1
 
-Pixel agreement of 1,000 pairs, one side turned negative and both cut at mid grey; 0.5 is chance for balanced images, and
+Pixel agreement of 1,000 pairs, one side turned negative and both cut at mid grey; 0.5 is chance for balanced images;
 two digits drawn apart agree as far as all digits do, which is printed as "apart".
 """
 
