@@ -474,8 +474,8 @@ def in_words(figures: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: 
     else:
         lines.append(
             "A winner is ahead by more than the 95 % interval of the difference (Welch's t over "
-            f"{seeds} seeds, with the error of measuring as the least spread); of {len(compared)} figures, one in twenty "
-            "would differ so by chance."
+            f"{seeds} seeds, with the error of measuring as the least spread); of {len(compared)} figures, one in "
+            "twenty would differ so by chance."
         )
     return lines
 
