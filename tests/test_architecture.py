@@ -21,7 +21,10 @@ RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "re
 
 BASE = {"errors", "spec"}
 MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents", "decode"}
-VERBS = {"training", "using", "exploring", "scoring", "overview", "model", "evaluation", "comparison", "health"}
+VERBS = {
+    *("training", "using", "translating", "exploring", "scoring", "overview", "model", "evaluation", "comparison"),
+    "health",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -41,9 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autoregressive": {*MATHS, "rollouts"},
     "codes": {*MATHS, "rollouts"},
     "patch_game": MATHS,
+    "translators": {*MATHS, "rollouts"},
     "recipes": {
         *MATHS,
         *("rollouts", "autoencoders", "joint_inference", "introspection", "autoregressive", "codes", "patch_game"),
+        "translators",
     },
     "device": {"errors"},
     "run": {"errors"},
@@ -53,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inversion": set(),
     "model": {*BASE, "data", "inversion", "latents", "recipe", "recipes", "run"},
     "using": {*BASE, "data", "model", "run", "pictures"},
+    "translating": {*BASE, "data", "model", "run"},
     "exploring": {*BASE, "data", "model", "using", "pictures"},
     "scoring": {*BASE, "data", "metrics", "model", "using", "run", "pictures"},
     "extractors": {*BASE, "data", "game", "nets", "run"},
@@ -123,6 +129,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "autoregressive",
         "codes",
         "patch_game",
+        "translators",
         "recipes",
     )
 } | {
@@ -135,6 +142,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "using": {"torch", "numpy"},
     "exploring": {"torch", "numpy"},
     "scoring": {"torch", "numpy"},
+    "translating": {"torch", "numpy"},
     "training": {"torch"},
     "extractors": {"torch"},
     "study": {"torch"},

@@ -117,7 +117,8 @@ def test_recipes_json_is_the_documented_list(capsys):
         assert list(record) == ["name", "family", "paper", "year", "data_kinds", "abilities"]
         assert all(isinstance(record[key], str) for key in ("name", "family", "paper"))
         assert isinstance(record["year"], int) and record["year"] > 1980
-        assert set(record["data_kinds"]) <= {"image", "vector"} and "sample" in record["abilities"]
+        kinds = {"image", "vector"} if record["family"] != "translation" else {"image-pair", "vector-pair"}
+        assert set(record["data_kinds"]) <= kinds and {"sample", "translate"} & set(record["abilities"])
 
 
 def test_recipes_lists_every_recipe_once_with_its_paper(capsys):
@@ -192,7 +193,19 @@ def test_help_names_every_command(capsys, words):
     else:
         assert main(words) == 0
     out = capsys.readouterr().out
-    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate", "evaluate", "compare"):
+    verbs = (
+        "recipes",
+        "show",
+        "data",
+        "train",
+        "sample",
+        "reconstruct",
+        "interpolate",
+        "evaluate",
+        "compare",
+        "translate",
+    )
+    for command in verbs:
         assert re.search(rf"^    {command} +\S", out, re.MULTILINE), command
 
 

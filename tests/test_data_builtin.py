@@ -26,7 +26,9 @@ def test_catalogue_says_what_load_gives(source):
     assert len(data.train) + len(data.test) == source.examples
     assert tuple(data.train.x.shape) == (len(data.train), *source.shape)
     assert tuple(data.train.x[torch.tensor([3, 1])].shape) == (2, *source.shape)
-    assert not data.notes
+    assert not data.notes and (source.input_shape is None) == (data.spec.input is None)
+    if source.input_shape is not None:
+        assert data.spec.input.shape == source.input_shape and data.train.a.shape[1:] == source.input_shape
     assert any(f"{len(data.train):,} to train on" in line for line in describe(data))
 
 

@@ -1,9 +1,9 @@
 """The documentation is true: its commands and Python blocks run, its outputs are real, its links lead somewhere.
 
 Every ```console line that starts with "$ twofold" is run through the command line's own `main`, in a fresh folder that
-holds the files which the pages speak of (`photos`, `arrays.npz`, `table.csv`). The only thing changed is the length of
-training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and the same for `examples=` in Python; the
-networks that measure (classifier, critic) train for less long too.
+holds the files which the pages speak of (`photos`, `streets`, `arrays.npz`, `table.csv`). The only thing changed is the
+length of training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and so does `examples=` in Python;
+the networks that measure (classifier, critic) train for less long too.
 Lines below a command are its output and must stand in the real one, in one piece; a line "..." stands for anything.
 """
 
@@ -138,6 +138,12 @@ def folder(tmp_path, monkeypatch) -> Path:
         for k in range(40):
             pixels = random.randint(0, 256, (40 + k % 3, 36, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{k:02}.png")
+    for side in ("labels", "pictures"):
+        (tmp_path / "streets" / side).mkdir(parents=True)
+        for k in range(40):
+            Image.fromarray(random.randint(0, 256, (24, 32, 3), dtype=np.uint8)).save(
+                tmp_path / "streets" / side / f"{k:02}.png"
+            )
     images = random.randint(0, 256, (100, 12, 12), dtype=np.uint8)
     np.savez(tmp_path / "arrays.npz", x=images, y=np.arange(100) % 5)
     rows = [f"{a:.3f},{b:.3f},{c:.3f},{'ab'[k % 2]}" for k, (a, b, c) in enumerate(random.randn(120, 3))]
@@ -329,6 +335,8 @@ def test_the_data_page_lists_every_built_in_source_with_its_facts():
     text = (ROOT / "docs" / "data.md").read_text()
     for source in sources():
         shape = "×".join(map(str, source.shape))
+        if source.input_shape is not None:
+            shape = "×".join(map(str, source.input_shape)) + f" → {shape}"
         assert f"| `{source.name}` | {source.kind} {shape} | {source.examples:,} |" in text
     built_in = {source.name for source in sources()}
     assert built_in <= set(table_names(text))

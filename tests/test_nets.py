@@ -401,7 +401,7 @@ def test_labels_matter_are_required_and_are_refused(kind):
         (lambda: ConvEncoder((1, 8, 8), 1, width=0), "width is 0"),
         (lambda: ConvEncoder((1, 8, 8), 1, width=512), "max_width is 256, below width 512; give at least 512"),
         (lambda: ConvEncoder((1, 8, 8), 1, hidden=-1), "hidden is -1; give a whole number of at least 0"),
-        (lambda: ConvEncoder((1, 8, 8), 1, norm="instance"), "unknown norm 'instance'"),
+        (lambda: ConvEncoder((1, 8, 8), 1, norm="instant"), "unknown norm 'instant'"),
         (lambda: ConvDecoder((1, 8, 8), 0), "latent is 0"),
         (lambda: ConvDecoder((1, 8, 8), 2, outputs=0), "outputs is 0"),
         (lambda: ConvDecoder((1, 8, 8), 2, kernel=2), "kernel is 2"),

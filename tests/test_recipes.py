@@ -14,6 +14,7 @@ import torch
 from small import ANY_SIZE
 from twofold import recipes
 from twofold.coefficients import Gate, Product, product
+from twofold.data import from_model
 from twofold.errors import InputError
 from twofold.game import Game, Player, State, begin, step, table
 from twofold.model import Model
@@ -23,6 +24,8 @@ from twofold.spec import Spec
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")
 VECTOR = Spec("vector", (2,), classes=3, layout="D", dtype="float32")
+IMAGE_PAIR = replace(IMAGE, classes=None, input=Spec("image", (1, 8, 8), layout="HW"))
+VECTOR_PAIR = replace(VECTOR, classes=None, input=Spec("vector", (2,), layout="D", dtype="float32"))
 SMALL = {
     "width": 4,
     "max_width": 8,
@@ -34,6 +37,8 @@ SMALL = {
     "prior_width": 8,
     "prior_layers": 1,
     "prior_heads": 2,
+    "blocks": 1,
+    "pool": 4,
 }
 SMALL_OF = {
     "aae-semi-supervised": {"labelled_fraction": 0.5},  # of eight examples a tenth may be none
@@ -42,6 +47,9 @@ SMALL_OF = {
     # Four ReLUs without a norm may all be dead.
     "aae-paper": {"width": 16},
     "soft-intro-vae-2d": {"width": 16},
+    # Networks for large images.
+    "pix2pix-paper": {"halvings": 2, "patch": 16},
+    "cyclegan-paper": {"patch": 16},
     **{name: {"width": 16, "width_residual": 8} for name in ("vq-vae", "vq-vae-paper", "vq-vae-released")},
     "pixelcnn": {"layers": 2, "width": 8},
     # Dropout draws from the global state, which is not the same in two computations that must agree.
@@ -73,8 +81,9 @@ NAMES = [entry.name for entry in recipes.ENTRIES]
 HYBRIDS = ["vae-gan", "vae-gan-released"]
 
 
-def build(name: str, spec: Spec = IMAGE, **options):
+def build(name: str, spec: Spec | None = None, **options):
     torch.manual_seed(0)
+    spec = spec or specs_of(name)[0]
     known = {f.name for f in fields(recipes.default_config(recipes.find(name)))}
     small = SMALL | SMALL_OF.get(name, {}) | {"latent": latent_for(spec)}
     return recipes.build(name, spec, {k: v for k, v in small.items() if k in known} | options)[1]
@@ -83,15 +92,21 @@ def build(name: str, spec: Spec = IMAGE, **options):
 def batch_for(spec: Spec, n: int = 8, seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, *spec.shape, generator=generator, dtype=dtype) * 2 - 1
-    return {"x": x, "y": torch.arange(n) % (spec.classes or 1)}
+    batch = {"x": x, "y": torch.arange(n) % (spec.classes or 1)}
+    if spec.input is None:
+        return batch
+    return batch | {"a": torch.rand(n, *spec.input.shape, generator=generator, dtype=dtype) * 2 - 1}
 
 
 def specs_of(name: str) -> list[Spec]:
-    return [spec for spec in (IMAGE, VECTOR) if spec.kind in recipes.find(name).data_kinds]
+    every = (IMAGE, VECTOR, IMAGE_PAIR, VECTOR_PAIR)
+    return [spec for spec in every if spec.data_kind in recipes.find(name).data_kinds]
 
 
 CASES = [(name, spec) for name in NAMES for spec in specs_of(name)]
 IDS = [f"{name}-{spec.kind}" for name, spec in CASES]
+PAIRED = [name for name in NAMES if specs_of(name)[0].input is not None]
+SAMPLING = [case for case in CASES if "sample" in recipes.find(case[0]).abilities]
 
 
 def objective(phase, player: str, state: State) -> torch.Tensor:
@@ -196,7 +211,7 @@ def test_terms_reach_only_the_players_in_their_row(name, spec):
 def test_players_that_are_not_due_keep_their_bytes(name):
     recipe = build(name)
     game = recipe.stages[0].game
-    batch = batch_for(IMAGE)
+    batch = batch_for(recipe.spec)
     for phase in game.phases:
         others = [replace(p, every=1 if p is phase else 2) for p in game.phases]
         alone = Game(game.players, others, frozen=game.frozen, memory=game.memory)
@@ -242,7 +257,7 @@ def test_the_docstring_holds_the_table_that_is_printed(name):
     assert "\n".join(lines) in import_module(f"twofold.recipes.{entry.module}").__doc__
 
 
-@pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "spec"), SAMPLING, ids=[f"{name}-{spec.kind}" for name, spec in SAMPLING])
 def test_samples_obey_the_spec_and_repeat_under_a_seed(name, spec):
     recipe = build(name, spec)
     model = Model(recipe, recipe.nets)
@@ -265,6 +280,10 @@ def test_claimed_abilities_are_those_of_the_model_and_work(name):
     model = Model(recipe, recipe.nets)
     claimed = recipes.find(name).abilities
     assert set(claimed) == set(model.abilities) <= set(ABILITIES)
+    if "sample" not in claimed:
+        with pytest.raises(InputError, match="this model cannot sample; it can translate"):
+            model.sample(5)
+        return
     x = model.sample(5)
     if "decode" in claimed:
         z = model.draw_codes(5)
@@ -313,8 +332,8 @@ def test_claimed_abilities_are_those_of_the_model_and_work(name):
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [case for case in CASES if case[0] not in NO_LABELS],
-    ids=[i for i in IDS if i.rpartition("-")[0] not in NO_LABELS],
+    [case for case in CASES if case[0] not in (*NO_LABELS, *PAIRED)],
+    ids=[i for i in IDS if i.rpartition("-")[0] not in (*NO_LABELS, *PAIRED)],
 )
 def test_conditional_versions_listen_to_the_label(name, spec):
     recipe = build(name, spec, conditional=True)
@@ -344,8 +363,8 @@ def test_conditional_versions_listen_to_the_label(name, spec):
 
 def test_recipes_without_labels_are_those_listed():
     without = {n for n in NAMES if "conditional" not in asdict(recipes.default_config(recipes.find(n)))}
-    assert without == set(NO_LABELS)
-    for name in NO_LABELS:
+    assert without == {*NO_LABELS, *PAIRED}
+    for name in without:
         with pytest.raises(InputError, match="unknown option 'conditional'"):
             build(name, conditional=True)
 
@@ -377,6 +396,69 @@ def test_vectors_of_any_length(name, features):
     assert Model(recipe, recipe.nets).sample(3).shape == (3, features)
 
 
+# Pairs.
+
+
+@pytest.mark.parametrize("spec", [IMAGE_PAIR, VECTOR_PAIR], ids=["image", "vector"])
+@pytest.mark.parametrize("name", [n for n in PAIRED if "translate" in recipes.find(n).abilities])
+def test_translations_obey_the_spec_and_repeat_under_a_seed(name, spec):
+    if spec.data_kind not in recipes.find(name).data_kinds:
+        pytest.skip("for images")
+    recipe = build(name, spec)
+    model = Model(recipe, recipe.nets)
+    a = from_model(batch_for(spec, n=70)["a"], spec.input)
+    x = model.translate(a, seed=1)
+    assert x.shape == (70, *(spec.shape[1:] if spec.kind == "image" else spec.shape)) and x.dtype == spec.dtype
+    assert np.array_equal(x, model.translate(a, seed=1)) and np.isfinite(x.astype(float)).all()
+    assert np.array_equal(x[:3], model.translate(a[:3], seed=1)) or "style" in model.abilities or spec.kind == "image"
+    several = model.translate(a[:4], variants=3, seed=1)
+    assert several.shape == (4, 3, *x.shape[1:]) and np.array_equal(several[:, 0], model.translate(a[:4], seed=1))
+    if "style" in model.abilities:
+        z = model.style(x[:1])
+        assert z.shape == (1, latent_for(spec))
+        assert np.array_equal(model.translate(a[:4], style=z), model.translate(a[:4], style=z[0], seed=9))
+        assert np.abs(several[:, 0].astype(float) - several[:, 1]).max() > 0
+    if "translate_back" in model.abilities:
+        assert model.translate(x[:4], direction="back").shape == a[:4].shape
+    else:
+        with pytest.raises(InputError, match="this model cannot translate_back"):
+            model.translate(x[:4], direction="back")
+    assert recipe.nets.training
+
+
+PAIR_SHAPES = [((1, 8, 8), (3, 8, 8)), ((4, 9, 13), (1, 9, 13)), ((3, 17, 8), (3, 17, 8)), ((1, 5, 5), (2, 5, 5))]
+
+
+@pytest.mark.parametrize("shapes", PAIR_SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "bicycle-gan", "cogan"])
+def test_networks_on_pairs_size_themselves_to_both_sides(name, shapes):
+    source, target = (Spec("image", shape) for shape in shapes)
+    recipe = build(name, replace(target, input=source))
+    game = recipe.stages[0].game
+    batch = {"x": torch.rand(2, *target.shape) * 2 - 1, "a": torch.rand(2, *source.shape) * 2 - 1}
+    values = step(game, begin(game), lambda: batch)
+    assert all(v.isfinite() for v in values.values())
+    if "translate" in recipe.abilities:
+        assert recipe.abilities["translate"](recipe.nets, batch["a"]).shape == batch["x"].shape
+        # Any size, not the trained one only.
+        large = torch.zeros(1, source.shape[0], 21, 34)
+        assert recipe.abilities["translate"](recipe.nets, large).shape == (1, target.shape[0], 21, 34)
+
+
+def test_recipes_and_data_that_do_not_go_together_are_refused():
+    with pytest.raises(
+        InputError, match="pix2pix takes image-pair or vector-pair data; this data is images; see --pairs"
+    ):
+        build("pix2pix", IMAGE)
+    with pytest.raises(InputError, match="vae takes image or vector data; this data is image-pairs"):
+        build("vae", IMAGE_PAIR)
+    for name in ("pix2pix", "bicycle-gan"):
+        with pytest.raises(InputError, match="learns from pairs that belong together"):
+            build(name, replace(IMAGE_PAIR, paired=False))
+    for name in ("cyclegan", "cogan"):
+        build(name, replace(IMAGE_PAIR, paired=False))
+
+
 # The catalogue and its options.
 
 
@@ -385,7 +467,7 @@ def test_the_catalogue_lists_records():
     assert [r["name"] for r in records] == NAMES
     for record in records:
         assert set(record) == {"name", "family", "paper", "year", "data_kinds", "abilities"}
-        assert record["family"] in ("explicit", "implicit", "hybrid")
+        assert record["family"] in ("explicit", "implicit", "hybrid", "translation")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -452,7 +534,10 @@ def test_show_is_exact(name):
                 assert set(term) == {"name", "every", "to"}
                 assert set(term["to"]) <= set(stage["players"])
     text = show_text(name)
-    assert recipes.find(name).paper in text and ("--latent" in text) == (name not in WITHOUT_CODES)
+    config = recipes.default_config(recipes.find(name))
+    option = fields(config)[0].name.replace("_", "-")
+    assert recipes.find(name).paper in text and f"--{option}" in text
+    assert ("--latent " in text) == hasattr(config, "latent")
 
 
 # What is particular.
@@ -644,7 +729,7 @@ def test_a_step_never_looks_at_a_tensors_value(monkeypatch):
     steps = {}
     for name in NAMES:
         game = build(name).stages[0].game
-        steps[name] = (game, begin(game), batch_for(IMAGE))
+        steps[name] = (game, begin(game), batch_for(specs_of(name)[0]))
         for optimizer in steps[name][1].optimizers.values():
             optimizer.step = lambda: None  # torch's own: it reads a step count that lies on the host
 

@@ -34,6 +34,7 @@ __all__ = [
     "score",
     "show",
     "train",
+    "translate",
     "traverse",
 ]
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from twofold.scoring import classify, score
     from twofold.spec import Spec
     from twofold.training import train
+    from twofold.translating import translate
     from twofold.using import complete, interpolate, reconstruct, sample
 
 _HOMES = {
@@ -71,6 +73,7 @@ _HOMES = {
     "show": "overview",
     "train": "training",
     "traverse": "exploring",
+    "translate": "translating",
 }
 
 

@@ -285,6 +285,24 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
 
     compared = verb("compare", _compare, "train and measure several recipes in one way, into one report")
     _compare_options(compared)
+
+    translating = verb("translate", _translate, "translate pictures with a run trained on pairs")
+    _model_options(translating)
+    translating.add_argument(
+        "input", type=_path, metavar="INPUT", help="a picture of any size, a folder of pictures, or a .npy of vectors"
+    )
+    translating.add_argument("--out", type=_path, metavar="DIR", required=True, help="the folder to write PNG files to")
+    translating.add_argument(
+        "--direction",
+        choices=("forward", "back"),
+        default="forward",
+        help="from input to target (default), or back where the recipe learns that too",
+    )
+    translating.add_argument("--variants", type=_count, default=1, metavar="K", help="how many of each (default: 1)")
+    translating.add_argument("--style", type=_path, metavar="FILE", help="take the style of this picture")
+    translating.add_argument(
+        "--fit", action="store_true", help="scale pictures to the size of training instead of tiling larger ones"
+    )
     return parser
 
 
@@ -474,6 +492,12 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache", type=_path, metavar="DIR", help="keep the pixels of a folder too large for memory here, decoded once"
     )
+    group.add_argument(
+        "--pairs", nargs=2, metavar=("INPUT", "TARGET"), help="pairs: two subfolders, or two arrays of an .npz"
+    )
+    group.add_argument("--side-by-side", action="store_true", help="pairs: each image is input and target side by side")
+    group.add_argument("--unpaired", action="store_true", help="the two sides are sets without correspondence")
+    group.add_argument("--swap", action="store_true", help="exchange input and target")
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -486,6 +510,10 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
         "classes": arguments.classes,
         "cache": arguments.cache,
+        "pairs": tuple(arguments.pairs) if arguments.pairs else None,
+        "side_by_side": arguments.side_by_side or None,
+        "unpaired": arguments.unpaired or None,
+        "swap": arguments.swap or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -658,7 +686,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(recipes.listing(), indent=2, ensure_ascii=False))
         return 0
-    for family in (recipes.EXPLICIT, recipes.IMPLICIT, recipes.HYBRID):
+    for family in recipes.FAMILIES:
         print(family)
         for entry in recipes.ENTRIES:
             if entry.family == family:
@@ -670,9 +698,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     recipes.find(arguments.name)
-    from twofold.overview import show, show_text
+    from twofold.overview import example, show, show_text
 
-    spec = None
+    spec = example(arguments.name)
     if arguments.data:
         from twofold.data import load
 
@@ -691,7 +719,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
         for source in sources():
             shape = "×".join(map(str, source.shape))
-            print(f"{source.name:<16}{source.kind:<8}{shape:<12}{source.examples:>9,}  {source.description}")
+            if source.input_shape is not None:
+                shape = "×".join(map(str, source.input_shape)) + f" → {shape}"
+            print(f"{source.name:<21}{source.kind:<8}{shape:<17}{source.examples:>9,}  {source.description}")
         print(
             "\nYour own: a folder of images (class subfolders become labels), .npz, .npy, idx or CSV files; "
             "twofold data PATH says what is found"
@@ -735,7 +765,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     path = model.run.path
     print(f"trained {arguments.name} on {model.examples:,} examples: {path}")
-    print(f"look at {path / 'report.html'}, or: twofold sample {shlex.quote(str(path))} -n 64")
+    run = shlex.quote(str(path))
+    use = f"sample {run} -n 64" if "sample" in model.abilities else f"translate {run} INPUT --out DIR"
+    print(f"look at {path / 'report.html'}, or: twofold {use}")
     return 0
 
 
@@ -965,6 +997,19 @@ def _progress(name: str) -> None:
     """Says on a terminal what is being measured, over what was said before."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"\r\033[K{name} …", end="\r", file=sys.stderr, flush=True)
+
+
+def _translate(arguments: argparse.Namespace) -> int:
+    from twofold.translating import translate
+
+    model = _load(arguments)
+    given = {k: getattr(arguments, k) for k in ("out", "direction", "variants", "style", "fit", "seed")}
+    written, notes = translate(model, arguments.input, **given)
+    for note in notes:
+        print(_one_line(f"note: {note}"))
+    files = f"{len(written)} file{'s' * (len(written) > 1)}"
+    print(f"wrote {files} to {arguments.out}, the first is {_one_line(str(written[0]))}")
+    return 0
 
 
 PICTURES = {".png": "a .png (a grid)", ".npz": "an .npz (arrays)"}

@@ -426,6 +426,17 @@ def _scalar(term: Term, state: State) -> Tensor:
     return loss
 
 
+def held(net: nn.Module) -> Callable[..., Any]:
+    """`net` as a function of its input alone: in this call its parameters are constants.
+
+    For a rollout in which a term reaches through a network that it does not train, and other terms train the same
+    network in another call: their rows can then share a backward pass. Where gradient goes is still the table's
+    business; without `held` the step has the same result and one pass more.
+    """
+    constants = {name: w.detach() for name, w in net.named_parameters()}
+    return lambda *inputs, **named: torch.func.functional_call(net, constants, inputs, named)
+
+
 @contextmanager
 def only_learning(nets: Nets, learning: Iterable[str]) -> Iterator[None]:
     """Freeze every parameter of the other networks; afterwards each flag is what it was before."""
@@ -513,35 +524,41 @@ def _joined(
 ) -> list[tuple[Row, list[str]]]:
     """Fewer rows with the same gradients.
 
-    A row that is part of another (a VAE's decoder: reconstruction; its encoder: KL and reconstruction) may share its
-    backward pass if no term it lacks depends on its players. Whether it does is read off the autograd graph of this
-    very play, so the result is exact whatever the rollout did.
+    Rows that have a term in common (a VAE's decoder: reconstruction; its encoder: KL and reconstruction. CycleGAN's
+    generators: the cycles, and an adversarial term each) may share a backward pass over all their terms, if common
+    terms have equal coefficients and no term that one row lacks depends on its players. Whether it does is read off
+    the autograd graph of this very play, so the result is exact whatever the rollout did.
     """
-    order = sorted(rows, key=lambda pair: -len(pair[0]))
-    if len(rows) < 2 or not any(_part_of(b, a) for k, (a, _) in enumerate(order) for b, _ in order[k + 1 :]):
+    if len(rows) < 2:
         return rows
     owner = {id(w): player for player, own in weights.items() for w in own}
     reached: dict[str, set[str]] = {}
-    joined: list[tuple[Row, list[str]]] = []
-    for row, players in order:
-        for larger, members in joined:
-            if not _part_of(row, larger):
+
+    def reaches(terms: Iterable[str], players: Sequence[str]) -> bool:
+        for name in terms:
+            if name not in reached:
+                reached[name] = _players_in_graph(losses[name], owner)
+            if reached[name] & set(players):
+                return True
+        return False
+
+    joined: list[tuple[dict[str, float | Tensor], list[str]]] = []
+    for row, players in sorted(rows, key=lambda pair: -len(pair[0])):
+        own = dict(row)
+        for total, members in joined:
+            common = own.keys() & total.keys()
+            equal = all(own[n] is total[n] if isinstance(own[n], Tensor) else own[n] == total[n] for n in common)
+            if not common or not equal or reaches(total.keys() - common, players):
                 continue
-            for name in {n for n, _ in larger} - {n for n, _ in row}:
-                if name not in reached:
-                    reached[name] = _players_in_graph(losses[name], owner)
-                if reached[name] & set(players):
-                    break
-            else:
-                members.extend(players)
-                break
+            if reaches(own.keys() - common, members):
+                continue
+            total.update(own)
+            members.extend(players)
+            break
         else:
-            joined.append((row, list(players)))
-    return joined
-
-
-def _part_of(row: Row, larger: Row) -> bool:
-    return set(_key(row)) <= set(_key(larger))
+            joined.append((own, list(players)))
+    order = list(losses)
+    return [(sorted(total.items(), key=lambda pair: order.index(pair[0])), members) for total, members in joined]
 
 
 def _players_in_graph(loss: Tensor, owner: Mapping[int, str]) -> set[str]:

@@ -331,6 +331,91 @@ class Model:
                 "this model cannot be inverted: its codes are chosen from a codebook; encode instead"
             ) from None
 
+    def translate(
+        self, a: Any, *, direction: str = "forward", variants: int = 1, style: Any = None, seed: int = 0
+    ) -> np.ndarray:
+        """Targets (n, …) made of inputs `a` (n, …), both in the data's own layouts, dtypes and ranges.
+
+        direction: "forward" makes targets of inputs; "back" inputs of targets, where the recipe learned that too.
+        variants: how many of each, (n, variants, …); they differ by their style or, in recipes without styles, by the
+            noise of the network, of which there may be little or none.
+        style: (latent,) or (1, latent) for all, or (n, latent); what `style` returns. It takes the place of drawn ones.
+        """
+        source, target = self.translated_specs(direction)
+        x = self.translate_tensor(
+            to_model(raw(a, source), source), direction=direction, variants=variants, style=style, seed=seed
+        )
+        arrays = from_model(x.flatten(0, 1), target)
+        arrays = arrays.reshape(*x.shape[:2], *arrays.shape[1:])
+        return arrays[:, 0] if variants == 1 else arrays
+
+    def translated_specs(self, direction: str) -> tuple[Spec, Spec]:
+        """What `translate` in this direction starts from and what it makes."""
+        if direction not in ("forward", "back"):
+            raise InputError(f"direction is {direction!r}; allowed: forward, back")
+        self._ability("translate" if direction == "forward" else "translate_back")
+        assert self.spec.input is not None
+        return (self.spec.input, self.spec) if direction == "forward" else (self.spec, self.spec.input)
+
+    def translate_tensor(
+        self, a: Tensor, *, direction: str = "forward", variants: int = 1, style: Any = None, seed: int = 0
+    ) -> Tensor:
+        """`translate` of a float tensor in the model's range, images of any size: (n, variants, …) on the CPU."""
+        ability = self._ability("translate" if direction == "forward" else "translate_back")
+        if isinstance(variants, bool) or not isinstance(variants, int) or variants < 1:
+            raise InputError(f"variants is {variants!r}; give a whole number of at least 1")
+        styles = self._styles(len(a), variants, style, seed)
+        made = []
+        with evaluating(self.nets):
+            for k in range(variants):
+                # A style per variant, not per example: tiles of one image, and rows of a grid, share it.
+                z = None if styles is None else styles[:, k].to(self.device)
+                generator = self._generator((seed + k) % 2**63)
+                parts = []
+                for start in range(0, len(a), BLOCK):
+                    block = a[start : start + BLOCK].to(self.device)
+                    own = None if z is None else z[start : start + BLOCK]
+                    parts.append(ability(self.nets, block, z=own, generator=generator).float().cpu())
+                made.append(torch.cat(parts))
+        return torch.stack(made, dim=1)
+
+    def _styles(self, n: int, variants: int, style: Any, seed: int) -> Tensor | None:
+        """(n, variants, latent), or None for a recipe without styles."""
+        draw = self.recipe.abilities.get("style_prior")
+        if draw is None:
+            if style is not None:
+                raise InputError(f"this model has no styles; it can {', '.join(self.abilities)}")
+            return None
+        with evaluating(self.nets):
+            z = draw(self.nets, variants, generator=self._generator(seed)).cpu()
+        if style is None:
+            return z.expand(n, *z.shape)
+        if variants != 1:
+            raise InputError("give a style, or a number of variants, whose styles are drawn")
+        given = torch.as_tensor(np.asarray(style), dtype=torch.float32)
+        given = given[None] if given.dim() == 1 else given
+        if given.dim() != 2 or given.shape[1] != z.shape[1] or len(given) not in (1, n):
+            raise InputError(f"style has shape {tuple(given.shape)}; give ({z.shape[1]},) or ({n}, {z.shape[1]})")
+        return given.expand(n, -1)[:, None]
+
+    def style(self, x: Any) -> np.ndarray:
+        """Styles (n, latent) of targets in the data's layout."""
+        function = self._ability("style")
+        examples = self._examples(x)
+        with evaluating(self.nets):
+            parts = [function(self.nets, block.to(self.device)).float().cpu() for block in examples.split(BLOCK)]
+        return torch.cat(parts).numpy()
+
+    def couple(self, n: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """`n` pairs (inputs, targets), each made of one code, in the data's layouts."""
+        function = self._ability("couple")
+        assert self.spec.input is not None
+        codes = torch.from_numpy(self.draw_codes(n, seed=seed))
+        with evaluating(self.nets):
+            parts = [function(self.nets, z.to(self.device)) for z in codes.split(BLOCK)]
+        a, x = (torch.cat([part[k].float().cpu() for part in parts]) for k in (0, 1))
+        return from_model(a, self.spec.input), from_model(x, self.spec)
+
     def elbo(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
         return self._score("elbo", x, seed, labels)

@@ -15,12 +15,19 @@ from twofold.spec import Spec
 
 EXAMPLE = Spec("image", (1, 28, 28), classes=10, layout="HW")
 """What `show` builds a recipe for when no data is named: MNIST's shape."""
+PAIRS = Spec("image", (3, 64, 64), layout="HWC", input=Spec("image", (3, 64, 64), layout="HWC"))
+"""The same for recipes on pairs."""
+PAPER_PAIRS = Spec("image", (3, 256, 256), layout="HWC", input=Spec("image", (3, 256, 256), layout="HWC"))
+"""The same for those whose networks are for large images."""
 
 
 def example(name: str) -> Spec:
-    """`EXAMPLE`, or colour images of the one size that the recipe's networks are made for."""
-    side = recipes.find(name).side
-    return EXAMPLE if side is None else Spec("image", (3, side, side), classes=10)
+    """What `show` builds the recipe of that name for: `EXAMPLE`, or colour images of the one size that the recipe's
+    networks are made for, or pairs."""
+    entry = recipes.find(name)
+    if entry.data_kinds[0].endswith("pair"):
+        return PAIRS if "vector-pair" in entry.data_kinds else PAPER_PAIRS
+    return EXAMPLE if entry.side is None else Spec("image", (3, entry.side, entry.side), classes=10)
 
 
 def show(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -29,14 +36,14 @@ def show(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | No
 
     Raises `InputError` for an unknown name or option.
     """
-    _, recipe = _build(name, spec, options)
+    _, recipe = _build(name, spec or example(name), options)
     return {"name": name, "stages": [describe(stage) for stage in recipe.stages]}
 
 
 def show_text(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | None = None) -> str:
     """The same for people, with the networks' layers and the resolved Config."""
     entry = recipes.find(name)
-    config, recipe = _build(name, spec, options)
+    config, recipe = _build(name, spec or example(name), options)
     lines = [f"{name}: {entry.summary}", f"{entry.paper} ({entry.year})", ""]
     for stage in recipe.stages:
         title = f"stage {stage.name}, " if len(recipe.stages) > 1 else ""
@@ -48,7 +55,9 @@ def show_text(name: str, *, spec: Spec | None = None, options: Mapping[str, Any]
             lines.append(f"  {player:<16}{parameters:>12,} parameters   {optimizer_text(optimizer)}")
         lines += [""]
     shape = "×".join(map(str, recipe.spec.shape))
-    lines.append(f"networks for {recipe.spec.kind}s of {shape}")
+    if recipe.spec.input is not None:
+        shape = "×".join(map(str, recipe.spec.input.shape)) + f" → {shape}"
+    lines.append(f"networks for {recipe.spec.data_kind}s of {shape}")
     for player, net in recipe.nets.items():
         lines += [f"  {player}: " + str(net).replace("\n", "\n  ")]
     lines += ["", "options"]

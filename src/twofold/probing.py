@@ -147,6 +147,8 @@ class Probes:
         return {"probe_data_low": low, "probe_data_high": high, "probe_data_saturated": self.saturated}
 
     def _of_samples(self, model: Model) -> dict[str, float]:
+        if "sample" not in model.abilities:
+            return {}
         x = model.sample_tensor(max(len(self.data), 1), seed=1)
         out: dict[str, float] = {}
         if self.range is not None:
@@ -177,6 +179,9 @@ class Probes:
                 batch: Any = {"x": to_model(split.x[indices], self.spec).to(self.device)}
                 if split.y is not None:
                     batch["y"] = split.y[indices].to(self.device)
+                if split.a is not None and self.spec.input is not None:
+                    # Two sets without correspondence need not be of one size.
+                    batch["a"] = to_model(split.a[indices % len(split.a)], self.spec.input).to(self.device)
                 if stage.view is not None:
                     batch = stage.view(stage.game.nets, batch)
                 found: dict[str, Tensor] = {}

@@ -16,12 +16,14 @@ from twofold.spec import Spec
 ABILITIES = (
     *("sample", "encode", "decode", "reconstruct", "interpolate", "complete"),
     *("elbo", "classify", "iw_bound", "log_prob", "rate"),
+    *("translate", "translate_back", "style", "couple"),
 )
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
 
 
 PARTS = {
     "prior": "draw codes",
+    "style_prior": "draw styles",
     "code_rates": "give the KL of each dimension of its code",
     "judge": "judge examples, for it has no discriminator of data",
     "features": "give features of examples, for it has no discriminator of data with hidden layers",
@@ -51,6 +53,13 @@ class Recipe:
     - `code_rates(nets, x, *, y)` → (n, latent): each dimension's KL from posterior to prior in nats, in closed form
     - `judge(nets, x, *, y)` → (n,): the discriminator's output, larger for what it takes for data
     - `features(nets, x, *, y)` → (n, features): the discriminator's last hidden layer before its norm, flattened
+
+    Of pairs (a, x):
+
+    - `translate(nets, a, *, z, generator)` → x, `translate_back(nets, x, *, z, generator)` → a; `z`: None or a style,
+      (n, latent)
+    - `style(nets, x)` → z: the style of an x; `style_prior(nets, n, *, generator)` → z
+    - `couple(nets, z)` → (a, x) of one code
 
     `y` is None unless the recipe is conditional.
     """
@@ -94,7 +103,12 @@ COUNTS = frozenset(
 POSITIVE = frozenset(
     ("learning_rate", "learning_rate_discriminator", "clip_norm", "weight_limit", "ema_half_life_examples", "decay")
 )
-NOT_NEGATIVE = frozenset(("depth", "hidden", "penalty_weight", "weight_decay", "decay_floor", "equilibrium_margin"))
+NOT_NEGATIVE = frozenset(
+    (
+        *("depth", "hidden", "blocks", "pool", "noise", "penalty_weight", "weight_decay", "decay_floor"),
+        "equilibrium_margin",
+    )
+)
 LAYERS = frozenset(
     ("depth", "code_depth", "depth_discriminator", "blocks", "halvings", "positions", "categorical_codes")
 )

@@ -48,6 +48,15 @@ class Spec:
     """Per-feature mean subtracted before training (vectors only)."""
     std: tuple[float, ...] | None = None
     """Per-feature standard deviation divided by before training (vectors only)."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """For label maps: the colour of each class, 0 to 255, as it stands in the RGB images that models see."""
+
+    # Pairs.
+    input: Spec | None = None
+    """What the other side of a pair looks like: the batch's "a", which translation starts from. This Spec then
+    describes its "x", which translation makes. None: the data is not pairs."""
+    paired: bool = True
+    """Whether "a" and "x" of one number belong together. False: two sets without correspondence, drawn apart."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,6 +80,32 @@ class Spec:
             values = getattr(self, name)
             if values is not None and (len(values) != self.shape[0] or not all(math.isfinite(v) for v in values)):
                 raise InputError(f"spec.{name} needs {self.shape[0]} finite numbers")
+        self._check_palette()
+        self._check_pair()
+
+    def _check_palette(self) -> None:
+        colours = self.palette or ()
+        whole = all(len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colours)
+        if self.palette is not None and (self.shape[0] != 3 or not 1 <= len(colours) <= 256 or not whole):
+            raise InputError("spec.palette needs 1 to 256 colours of three whole numbers 0 to 255, for RGB images")
+
+    def _check_pair(self) -> None:
+        if self.input is None:
+            if not self.paired:
+                raise InputError("spec.paired is false, but spec.input is none: there is no other side")
+            return
+        if self.input.input is not None or self.input.kind != self.kind:
+            raise InputError("spec.input must be a spec of the same kind, itself without input")
+        if self.kind == "image" and self.input.shape[1:] != self.shape[1:]:
+            raise InputError(
+                f"the two sides of a pair have {self.input.shape[1:]} and {self.shape[1:]} pixels; "
+                "bring them to one size"
+            )
+
+    @property
+    def data_kind(self) -> str:
+        """ "image", "vector", "image-pair" or "vector-pair": what a recipe says it takes."""
+        return self.kind if self.input is None else f"{self.kind}-pair"
 
     @property
     def size(self) -> int:
@@ -79,7 +114,13 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` reads back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        record = {k: _lists(v) for k, v in asdict(self).items() if k not in ("input", "paired", "palette")}
+        # Left out where there is nothing to say, so that the record of data without pairs is what it always was.
+        if self.palette is not None:
+            record["palette"] = _lists(self.palette)
+        if self.input is not None:
+            record |= {"input": self.input.to_json(), "paired": self.paired}
+        return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Spec:
@@ -87,8 +128,18 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(record, Mapping) or set(record) - known or not {"kind", "shape"} <= set(record):
             raise InputError(f"this is not a spec: expected a record with {sorted(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        values: dict[str, Any] = {k: _tuples(v) for k, v in record.items()}
+        if values.get("input") is not None:
+            values["input"] = cls.from_json(values["input"])
         try:
             return cls(**values)
         except TypeError as error:
             raise InputError(f"this is not a spec: {error}") from None
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, from_model, is_built_in, load, ordered, to_model
+from twofold.data import Batches, Data, Split, from_model, is_built_in, load, ordered, to_model
 from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -51,6 +51,11 @@ VIEWED = 256
 """Examples at a time when a stage's view of the whole training split is computed."""
 FEW = 256
 """Test examples whose exact log-likelihood is logged with each grid."""
+
+
+TRANSLATED = 8
+VARIANTS = 4
+"""Translations in a picture, and how many of each from a recipe with styles."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -710,10 +715,13 @@ class _Session:
         model, spec = self.model(), self.plan.recipe.spec
         held_out = self.plan.data.test or self.plan.data.train
         few = to_model(held_out.x[torch.arange(min(len(held_out), 1024))], spec)
-        count = SHOWN if spec.kind == "image" else 1024
-        x = model.sample_tensor(count, seed=0)
-        picture = samples_picture(x, spec, reference=few)
-        self.run.write_bytes(f"samples/{self.examples:012d}.png", png_bytes(picture))
+        if "sample" in model.abilities:
+            count = SHOWN if spec.kind == "image" else 1024
+            x = model.sample_tensor(count, seed=0)
+            picture = samples_picture(x, spec, reference=few)
+            self.run.write_bytes(f"samples/{self.examples:012d}.png", png_bytes(picture))
+        if "translate" in model.abilities:
+            self._translations(model, held_out, few)
         if "reconstruct" in model.abilities and spec.kind == "image":
             y = None if held_out.y is None or not model.recipe.conditional else held_out.y[:8]
             with evaluating(model.nets):
@@ -754,6 +762,28 @@ class _Session:
 
     def _test_means(self, values: Mapping[str, Any]) -> dict[str, float]:
         return {f"test_{name}": float(value.mean()) for name, value in values.items()}
+
+    def _translations(self, model: Model, held_out: Split, few: Tensor) -> None:
+        """A picture of inputs and what is made of them: for images rows of input, target where it is known, and
+        translations; for vectors the translations over targets."""
+        from twofold.pictures import pair_grid, png_bytes, samples_picture
+
+        spec = self.plan.recipe.spec
+        assert held_out.a is not None and spec.input is not None
+        count = min(len(held_out.a), TRANSLATED if spec.kind == "image" else 1024)
+        a = to_model(held_out.a[torch.arange(count)], spec.input)
+        variants = VARIANTS if "style" in model.abilities and spec.kind == "image" else 1
+        x = model.translate_tensor(a, variants=variants)
+        if spec.kind == "image":
+            rows = [a, *([few[:count]] if spec.paired and len(few) >= count else []), *x.unbind(1)]
+            picture = pair_grid(*rows, columns=count)
+        else:
+            picture = samples_picture(x[:, 0], spec, reference=few)
+        self.run.write_bytes(f"samples/{self.examples:012d}.png", png_bytes(picture))
+        if "translate_back" in model.abilities and spec.kind == "image":
+            back = model.translate_tensor(few[:TRANSLATED], direction="back")[:, 0]
+            grid = pair_grid(few[:TRANSLATED], back, columns=len(back))
+            self.run.write_bytes(f"samples/back-{self.examples:012d}.png", png_bytes(grid))
 
     # Saving and restoring.
 

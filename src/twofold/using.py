@@ -216,7 +216,10 @@ def no_data(data_options: Mapping[str, Any]) -> InputError:
     )
 
 
-DATA_OPTIONS = ("size", "channels", "value_range", "labels", "strict", "holdout", "classes", "cache")
+DATA_OPTIONS = (
+    *("size", "channels", "value_range", "labels", "strict", "holdout", "classes", "cache"),
+    *("pairs", "side_by_side", "unpaired", "swap"),
+)
 """What a run remembers of how its data was read."""
 
 

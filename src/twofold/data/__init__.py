@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twofold.data.classes import class_numbers, keep_classes
     from twofold.data.convert import from_model, to_model
     from twofold.data.loading import load
+    from twofold.data.pairs import pair
     from twofold.data.split import Data, Split, take
     from twofold.data.summary import describe
 
@@ -35,6 +36,7 @@ __all__ = [
     "keep_classes",
     "load",
     "ordered",
+    "pair",
     "raw",
     "sources",
     "take",
@@ -51,6 +53,7 @@ _HOME = {
     "keep_classes": "classes",
     "load": "loading",
     "ordered": "batches",
+    "pair": "pairs",
     "raw": "arrays",
     "take": "split",
     "to_model": "convert",

@@ -46,6 +46,10 @@ class Options:
     seed: int = 0
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
     cache: str | os.PathLike[str] | None = None
+    pairs: tuple[str, str] | None = None
+    """Names of the two sides, input and target: subfolders, or keys of an .npz."""
+    side_by_side: bool = False
+    unpaired: bool = False
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `InputError` if any of the named options was given."""
@@ -213,6 +217,7 @@ def part(split: Split, indices: Tensor) -> Split:
         take(split.x, indices),
         None if split.y is None else split.y[indices],
         None if split.factors is None else split.factors[indices],
+        None if split.a is None else take(split.a, indices),
     )
 
 

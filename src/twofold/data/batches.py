@@ -16,6 +16,9 @@ from twofold.spec import Spec
 DEVICE_LIMIT_BYTES = 2 * 2**30
 """Splits up to this size are kept on the accelerator that trains on them."""
 
+_X, _A = 0, 2
+"""Streams of random numbers: the order of a side; the next number is its flips and moves."""
+
 
 class Batches:
     """Full batches of an infinite stream of examples: seeded permutations of the split, one after the other.
@@ -49,71 +52,86 @@ class Batches:
         world_size: int = 1,
     ) -> None:
         _check_batch(len(split), batch_size, rank, world_size)
+        if split.a is not None:
+            _check_batch(len(split.a), batch_size, rank, world_size)
         _check_augmentation(spec, flip, crop)
         if seed < 0:
             raise InputError(f"seed is {seed}; give a whole number from 0")
         self.batch_size = batch_size
         self._spec, self._seed, self._flip, self._crop = spec, seed, flip, crop
-        self._examples = len(split)
         self._device = torch.device(device)
         share = batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)
         self._x = _near(split.x, self._device)
-        self._is_near = isinstance(self._x, Tensor) and self._x.device.type == self._device.type
+        self._a = None if split.a is None else _near(split.a, self._device)
         self._y = None if split.y is None else split.y.to(self._device)
-        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
+        self._orders: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def draw(self, position: int) -> dict[str, Tensor]:
         """The batch that starts at example number `position` of the stream, on the device.
 
-        "x": (batch, …) float32 as models see it; "y": (batch,) int64, if the split is labelled.
+        "x": (batch, …) float32 as models see it; "y": (batch,) int64, if the split is labelled; "a": the other side,
+        if the split is pairs. The two sides of a pair are flipped and moved alike. Sides without correspondence come
+        in orders of their own, each a stream of seeded permutations.
         """
         if position < 0:
             raise InputError(f"position is {position}; examples are counted from 0")
-        on_host, on_device = self._indices(position)
-        x = self._x[on_device] if self._is_near else _sent(self._x[on_host], self._device)
-        batch = {"x": to_model(self._augmented(x, position), self._spec)}
+        indices = self._indices(position, len(self._x), _X)
+        batch = {"x": to_model(self._augmented(self._rows(self._x, indices), position, _X), self._spec)}
         if self._y is not None:
-            batch["y"] = self._y[on_device]
+            batch["y"] = self._y[indices[1]]
+        if self._a is not None and self._spec.input is not None:
+            stream = _X if self._spec.paired else _A
+            if not self._spec.paired:
+                indices = self._indices(position, len(self._a), _A)
+            a = self._augmented(self._rows(self._a, indices), position, stream)
+            batch["a"] = to_model(a, self._spec.input)
         return batch
 
     def where(self, position: int) -> Tensor:
         """Which examples of the split the batch at `position` holds, (batch,) int64 on the device."""
         if position < 0:
             raise InputError(f"position is {position}; examples are counted from 0")
-        return self._indices(position)[1]
+        return self._indices(position, len(self._x), _X)[1]
 
     @property
     def augmented(self) -> bool:
         """Whether pictures are flipped or moved: then an example is not the same in every pass."""
         return self._flip or self._crop > 0
 
-    def _indices(self, position: int) -> tuple[Tensor, Tensor]:
-        """Which examples this rank gets, as (indices on the host, the same on the device)."""
+    def _rows(self, examples: Tensor | Examples, indices: tuple[Tensor, Tensor]) -> Tensor:
+        """The examples at `indices` (on the host, on the device), on the device."""
+        if isinstance(examples, Tensor) and examples.device.type == self._device.type:
+            return examples[indices[1]]
+        return _sent(examples[indices[0]], self._device)
+
+    def _indices(self, position: int, examples: int, stream: int) -> tuple[Tensor, Tensor]:
+        """Which of the `examples` this rank gets, as (indices on the host, the same on the device)."""
         start, stop = position + self._share.start, position + self._share.stop
         parts = []
         while start < stop:
-            pass_number, offset = divmod(start, self._examples)
-            count = min(stop - start, self._examples - offset)
-            parts.append([order[offset : offset + count] for order in self._order(pass_number)])
+            pass_number, offset = divmod(start, examples)
+            count = min(stop - start, examples - offset)
+            parts.append([order[offset : offset + count] for order in self._order(pass_number, examples, stream)])
             start += count
         if len(parts) == 1:
             return parts[0][0], parts[0][1]
         return torch.cat([host for host, _ in parts]), torch.cat([device for _, device in parts])
 
-    def _order(self, pass_number: int) -> tuple[Tensor, Tensor]:
-        if pass_number not in self._orders:
-            order = torch.randperm(self._examples, generator=_generator(self._seed, 0, pass_number))
+    def _order(self, pass_number: int, examples: int, stream: int) -> tuple[Tensor, Tensor]:
+        key = (stream, pass_number)
+        if key not in self._orders:
+            order = torch.randperm(examples, generator=_generator(self._seed, stream, pass_number))
             # A batch spans two passes at most, so no older order is needed again when going forward.
-            self._orders = {key: value for key, value in self._orders.items() if abs(key - pass_number) <= 1}
-            self._orders[pass_number] = (order, order.to(self._device))
-        return self._orders[pass_number]
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != stream or abs(k[1] - pass_number) <= 1}
+            self._orders[key] = (order, order.to(self._device))
+        return self._orders[key]
 
-    def _augmented(self, x: Tensor, position: int) -> Tensor:
+    def _augmented(self, x: Tensor, position: int, stream: int) -> Tensor:
         """`x` flipped and moved. Drawn for the whole batch, so that the ranks together see what one process would."""
         if not self.augmented:
             return x
-        generator = _generator(self._seed, 1, position)
+        generator = _generator(self._seed, stream + 1, position)
         flips = torch.randint(2, (self.batch_size,), generator=generator)
         moves = torch.randint(-self._crop, self._crop + 1, (2, self.batch_size), generator=generator)
         drawn = _sent(torch.cat([flips[None] * int(self._flip), moves])[:, self._share], x.device)
@@ -123,7 +141,8 @@ class Batches:
 def ordered(
     split: Split, spec: Spec, batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[dict[str, Tensor]]:
-    """Every example once, in order, in batches like those of `Batches.draw`; the last may be smaller."""
+    """Every example once, in order, in batches like those of `Batches.draw`; the last may be smaller. Sides without
+    correspondence have no common order: then there is no "a"."""
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; give a whole number from 1")
     for start in range(0, len(split), batch_size):
@@ -131,6 +150,8 @@ def ordered(
         batch = {"x": to_model(_sent(split.x[indices], torch.device(device)), spec)}
         if split.y is not None:
             batch["y"] = _sent(split.y[indices], torch.device(device))
+        if split.a is not None and spec.input is not None and spec.paired:
+            batch["a"] = to_model(_sent(split.a[indices], torch.device(device)), spec.input)
         yield batch
 
 

@@ -19,6 +19,8 @@ class Source:
     """(channels, height, width) or (features,), as models see one example."""
     examples: int
     """Number of examples, all splits together."""
+    input_shape: tuple[int, ...] | None = None
+    """Of pairs: the input's shape; `shape` is the target's."""
 
 
 _SOURCES = (
@@ -28,6 +30,17 @@ _SOURCES = (
     Source("shapes-32", "the same sprites drawn at 32 x 32", "image", (1, 32, 32), 737_280),
     Source("gaussians-8", "a ring of 8 narrow Gaussians; label = mode", "vector", (2,), 100_000),
     Source("gaussians-25", "a 5 x 5 grid of narrow Gaussians; label = mode", "vector", (2,), 100_000),
+    Source(
+        "edges-shapes",
+        "pairs: a sprite's outline, the sprite in a random colour",
+        "image",
+        (3, 32, 32),
+        4500,
+        (1, 32, 32),
+    ),
+    Source("digits-color-digits", "pairs: a digit, the digit in a random colour", "image", (3, 8, 8), 1797, (1, 8, 8)),
+    Source("affine-2d", "no pairs: four blobs, and the same stretched and moved", "vector", (2,), 20_000, (2,)),
+    Source("two-modes", "pairs: a number, the number plus or minus 1", "vector", (1,), 20_000, (1,)),
 )
 
 

@@ -53,6 +53,8 @@ def keep_classes(data: Data, classes: Any) -> Data:
     Vectors are standardised anew, by what is left to train on. Raises `InputError` as `class_numbers` does, and if one
     of the classes has no training example.
     """
+    if data.spec.input is not None:
+        raise InputError(f"classes cannot be used here: {data.name} is pairs, of which all are kept")
     numbers = class_numbers(classes, data.spec, where=data.name)
     train, test = _kept(data.train, numbers), None if data.test is None else _kept(data.test, numbers)
     assert train.y is not None

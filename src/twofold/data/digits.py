@@ -35,7 +35,7 @@ def load_color_digits(options: Options) -> Data:
     """
     images, labels = _digits()
     hue = np.random.RandomState(_SEED).random_sample(len(images))
-    colored = np.rint(images[..., None] / 16 * _rgb(hue)[:, None, None, :] * 255).astype(np.uint8)
+    colored = np.rint(images[..., None] / 16 * color_of(hue)[:, None, None, :] * 255).astype(np.uint8)
     x = Reading("HWC", "uint8", _shape(options, 3), stored="uint8")(colored)
     spec = Spec("image", tuple(x.shape[1:]), classes=10, layout="HWC", dtype="uint8")
     return _data("color-digits", spec, Split(x, labels, torch.from_numpy(hue[:, None]).float()))
@@ -55,7 +55,7 @@ def _shape(options: Options, channels: int) -> tuple[int, ...]:
     return (options.channels or channels, *(options.size or (8, 8)))
 
 
-def _rgb(hue: np.ndarray) -> np.ndarray:
+def color_of(hue: np.ndarray) -> np.ndarray:
     """(n, 3) in [0, 1]: red at 0, green at 1/3, blue at 2/3, full saturation and value."""
     distance = np.abs((hue[:, None] - np.array([0, 1, 2]) / 3 + 0.5) % 1 - 0.5)
     return np.clip(2 - 6 * distance, 0, 1)

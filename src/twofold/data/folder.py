@@ -40,6 +40,8 @@ class Found:
     """Its path within the folder."""
     label: str | None
     seen: Seen | None = None
+    within: str = ""
+    """Its path within the split's folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def load_folder(root: Path, options: Options) -> Data:
     train, test = _found(root, notes)
     train, train_y = _with_given_labels(train, test, root, options)
     train, test = _inspected(train, test, root, options, notes)
-    pixel_format = _common_format([*train, *(test or [])], root, options, notes)
+    pixel_format = common_format([*train, *(test or [])], root, options, notes)
     shape = (len(train) + len(test or []), *pixel_format.shape)
     hold = held_in_memory(shape, torch.int32 if pixel_format.sixteen_bit else torch.uint8, options)
     examples: Tensor | Examples
@@ -103,8 +105,8 @@ def load_folder(root: Path, options: Options) -> Data:
         train, test, examples, test_examples = _decoded(train, test, root, pixel_format, options, notes)
     else:
         notes.append("too large to hold in memory: decoded on access")
-        examples = decoded_once(_on_access(train, root, pixel_format), options.cache)
-        test_examples = None if test is None else decoded_once(_on_access(test, root, pixel_format), options.cache)
+        examples = decoded_once(on_access(train, root, pixel_format), options.cache)
+        test_examples = None if test is None else decoded_once(on_access(test, root, pixel_format), options.cache)
     y, classes, names = _labels([*train, *(test or [])], root, numbered=train_y)
     train_split = Split(examples, None if y is None else y[: len(train)])
     test_split = None
@@ -112,33 +114,46 @@ def load_folder(root: Path, options: Options) -> Data:
         test_split = Split(test_examples, None if y is None else y[len(train) :])
     else:
         train_split, test_split = split_by(train_split, options)
-    spec = Spec(
+    spec = replace(spec_of(pixel_format), classes=classes, class_names=names)
+    name = root.resolve().name or "folder"
+    return Data(name, spec, train_split, test_split, tuple(notes), fingerprint(spec, [train_split, test_split]))
+
+
+def spec_of(pixel_format: PixelFormat) -> Spec:
+    """The Spec of pictures in this format, without labels."""
+    return Spec(
         "image",
         pixel_format.shape,
-        classes,
-        names,
+        None,
+        None,
         "HW" if pixel_format.channels == 1 else "HWC",
         "uint16" if pixel_format.sixteen_bit else "uint8",
         0.0,
         65535.0 if pixel_format.sixteen_bit else 255.0,
     )
-    name = root.resolve().name or "folder"
-    return Data(name, spec, train_split, test_split, tuple(notes), fingerprint(spec, [train_split, test_split]))
 
 
-def _found(root: Path, notes: list[str]) -> tuple[list[Found], list[Found] | None]:
-    """The picture files of the training split and of the test split, if the folder has one."""
+def split_folders(root: Path, notes: list[str] | None = None) -> tuple[Path, Path | None]:
+    """The folders of the training and of the test split; the folder itself and None if it has no splits."""
     folders = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir() and _visible(entry.name)}
     train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
     tests = [folders[name] for name in TEST_FOLDERS if name in folders]
     if train is None or not tests:
-        return _where_classes_differ(_pictures(root, root, notes), notes), None
+        return root, None
     unused = sorted(entry.name for entry in folders.values() if entry not in (train, tests[0]))
-    if unused:
+    if unused and notes is not None:
         notes.append(f"{train.name}/ and {tests[0].name}/ are the splits; not used: {', '.join(unused[:_NAMED])}")
+    return train, tests[0]
+
+
+def _found(root: Path, notes: list[str]) -> tuple[list[Found], list[Found] | None]:
+    """The picture files of the training split and of the test split, if the folder has one."""
+    train, test = split_folders(root, notes)
     pictures = _pictures(train, root, notes)
+    if test is None:
+        return _where_classes_differ(pictures, notes), None
     count = len(pictures)
-    pictures = _where_classes_differ([*pictures, *_pictures(tests[0], root, notes)], notes)
+    pictures = _where_classes_differ([*pictures, *_pictures(test, root, notes)], notes)
     return pictures[:count], pictures[count:]
 
 
@@ -153,6 +168,21 @@ def _where_classes_differ(found: list[Found], notes: list[str]) -> list[Found]:
 
 def _pictures(folder: Path, root: Path, notes: list[str]) -> list[Found]:
     """Every picture below `folder` in the order of its name, labelled by the subfolder it is in."""
+    found = pictures_in(folder, root, notes)
+    inner = [Path(f.within) for f in found]
+    labels = sorted({path.parts[0] for path in inner if len(path.parts) > 1})
+    loose = [path for path in inner if len(path.parts) == 1]
+    if labels and loose:
+        where = folder.name if folder == root else folder.relative_to(root).as_posix()
+        raise InputError(
+            f"{where}: {len(loose)} images, such as {loose[0].name}, lie beside the subfolders {some(labels)}; "
+            "put every image in a subfolder (its label), or none"
+        )
+    return [replace(f, label=path.parts[0] if labels else None) for f, path in zip(found, inner, strict=True)]
+
+
+def pictures_in(folder: Path, root: Path, notes: list[str]) -> list[Found]:
+    """Every picture below `folder` in the order of its name, without labels. Other files are noted."""
     files: list[Path] = []
     others: list[Path] = []
     for path in _walk(folder):
@@ -163,19 +193,11 @@ def _pictures(folder: Path, root: Path, notes: list[str]) -> list[Found]:
         raise InputError(f"{where}: no images in this folder, but {found}; give {', '.join(EXTENSIONS)}")
     if others:
         notes.append(
-            f"{len(others)} other file{'s' * (len(others) > 1)} ignored in {where}: {_some(p.name for p in others)}"
-        )
-    relative = [path.relative_to(folder) for path in files]
-    labels = sorted({path.parts[0] for path in relative if len(path.parts) > 1})
-    loose = [path for path in relative if len(path.parts) == 1]
-    if labels and loose:
-        raise InputError(
-            f"{where}: {len(loose)} images, such as {loose[0].name}, lie beside the subfolders {_some(labels)}; "
-            "put every image in a subfolder (its label), or none"
+            f"{len(others)} other file{'s' * (len(others) > 1)} ignored in {where}: {some(p.name for p in others)}"
         )
     return [
-        Found(path, path.relative_to(root).as_posix(), inner.parts[0] if labels else None)
-        for path, inner in zip(files, relative, strict=True)
+        Found(path, path.relative_to(root).as_posix(), None, within=path.relative_to(folder).as_posix())
+        for path in files
     ]
 
 
@@ -224,20 +246,25 @@ def _inspected(
     train: list[Found], test: list[Found] | None, root: Path, options: Options, notes: list[str]
 ) -> tuple[list[Found], list[Found] | None]:
     """The files whose header can be read, with what it says."""
-    everything = [*train, *(test or [])]
+    good = inspected([*train, *(test or [])], root, options, notes)
+    names = {f.name for f in good}
+    kept_train = sum(f.name in names for f in train)
+    return _split_again(good, kept_train, test is not None, root)
 
-    def look(found: Found) -> Seen | Unreadable:
+
+def inspected(found: list[Found], root: Path, options: Options, notes: list[str]) -> list[Found]:
+    """The files whose header can be read, with what it says. The others are noted, or refused if `strict`."""
+
+    def look(one: Found) -> Seen | Unreadable:
         try:
-            return inspect(found.path)
+            return inspect(one.path)
         except Unreadable as error:
             return error
 
-    results = _in_threads(look, everything)
-    bad = {f.name: str(r) for f, r in zip(everything, results, strict=True) if isinstance(r, Unreadable)}
-    _report_bad(bad, len(everything), root, options, notes)
-    good = [Found(f.path, f.name, f.label, r) for f, r in zip(everything, results, strict=True) if isinstance(r, Seen)]
-    kept_train = sum(f.name not in bad for f in train)
-    return _split_again(good, kept_train, test is not None, root)
+    results = _in_threads(look, found)
+    bad = {f.name: str(r) for f, r in zip(found, results, strict=True) if isinstance(r, Unreadable)}
+    _report_bad(bad, len(found), root, options, notes)
+    return [replace(f, seen=r) for f, r in zip(found, results, strict=True) if isinstance(r, Seen)]
 
 
 def _split_again(good: list[Found], train: int, has_test: bool, root: Path) -> tuple[list[Found], list[Found] | None]:
@@ -254,11 +281,11 @@ def _report_bad(bad: dict[str, str], total: int, root: Path, options: Options, n
         raise InputError(f"{root.name}: {name} cannot be used ({reason}); {len(bad)} of {total} files in all")
     if len(bad) == total:
         raise InputError(f"{root.name}: none of the {total} image files can be used; {name}: {reason}")
-    shown = _some(f"{name} ({reason})" for name, reason in bad.items())
+    shown = some(f"{name} ({reason})" for name, reason in bad.items())
     notes.append(f"{len(bad)} of {total} image files left out: {shown}")
 
 
-def _common_format(found: Sequence[Found], root: Path, options: Options, notes: list[str]) -> PixelFormat:
+def common_format(found: Sequence[Found], root: Path, options: Options, notes: list[str]) -> PixelFormat:
     """What all the pictures are brought to: never fewer channels or bits than any of them has, unless asked."""
     kinds = {f.seen.kind: f for f in reversed(found) if f.seen is not None}
     natural = 4 if set(kinds) == {"alpha"} else 3 if {"color", "alpha"} & set(kinds) else 1
@@ -326,7 +353,8 @@ def _decoded(
     return train, test, pixels[: len(train)], None if test is None else pixels[len(train) :]
 
 
-def _on_access(found: Sequence[Found], root: Path, pixel_format: PixelFormat) -> Examples:
+def on_access(found: Sequence[Found], root: Path, pixel_format: PixelFormat) -> Pictures:
+    """The files' pictures, decoded when they are asked for."""
     digest = hashlib.sha256()
     for f in found:
         status = f.path.stat()
@@ -346,7 +374,8 @@ def _labels(
     return classes_of(values, where=root.name)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first few of the names."""
     names = list(names)
     return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
 

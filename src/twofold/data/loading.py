@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from twofold.data.arrays import Options, data_from_arrays
 from twofold.data.catalogue import is_built_in, sources
 from twofold.data.classes import keep_classes
+from twofold.data.pairs import arranged, load_pair_folders, load_side_by_side
 from twofold.data.split import MEMORY_LIMIT_BYTES, Data
 from twofold.errors import InputError, unknown
 
@@ -36,6 +37,10 @@ def load(
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     cache: str | os.PathLike[str] | None = None,
+    pairs: tuple[str, str] | None = None,
+    side_by_side: bool = False,
+    unpaired: bool = False,
+    swap: bool = False,
 ) -> Data:
     """Any source of images or vectors.
 
@@ -55,6 +60,11 @@ def load(
     seed: of that split, and of nothing else.
     memory_limit_bytes: folders and .npy files larger than this when decoded are read on access.
     cache: a folder in which the pixels of such a folder of images are kept once they were decoded.
+    pairs: (input, target): the names of a folder's two subfolders, matched by the names of their files, or of two
+        arrays in an .npz file.
+    side_by_side: each picture of the folder is a pair, its left half the input and its right half the target.
+    unpaired: the two sides are sets without correspondence.
+    swap: exchange input and target.
 
     Images are (examples, height, width) or with a channel axis, first or last; (examples, features) are vectors, which
     models see standardised by the mean and standard deviation of the training split. Nothing is unpickled.
@@ -66,10 +76,20 @@ def load(
     ((1, 28, 28), 18, 2)
     """
     options = Options(
-        _size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes, cache
+        *(_size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes),
+        cache=cache,
+        pairs=_sides(pairs),
+        side_by_side=side_by_side,
+        unpaired=unpaired,
     )
     _check_split(holdout, seed)
+    if pairs is not None and side_by_side:
+        raise InputError("pairs and side_by_side say two things about where the sides are; give one of them")
     data = _loaded(source, options)
+    if data.spec.input is None and (pairs is not None or side_by_side):
+        word = "pairs" if pairs is not None else "side_by_side"
+        raise InputError(f"{word} cannot be used here: {data.name} is no folder of images and no .npz file")
+    data = arranged(data, unpaired=unpaired, swap=swap)
     return data if classes is None else keep_classes(data, classes)
 
 
@@ -108,7 +128,7 @@ def _named(source: str, options: Options) -> Data:
 def _built_in(name: str) -> Callable[[Options], Data] | None:
     if not is_built_in(name):
         return None
-    from twofold.data import digits, gaussians, shapes
+    from twofold.data import digits, domains, gaussians, shapes
 
     return {
         "digits": digits.load_digits,
@@ -117,6 +137,10 @@ def _built_in(name: str) -> Callable[[Options], Data] | None:
         "shapes-32": lambda options: shapes.load_shapes("shapes-32", 32, options),
         "gaussians-8": gaussians.load_ring,
         "gaussians-25": gaussians.load_grid,
+        "edges-shapes": domains.load_edges_to_shapes,
+        "digits-color-digits": domains.load_digits_to_color,
+        "affine-2d": domains.load_affine,
+        "two-modes": domains.load_two_modes,
     }[name]
 
 
@@ -135,6 +159,10 @@ def _from_folder(path: Path, options: Options) -> Data:
 
     if not any(path.iterdir()):
         raise InputError(f"the folder {path.resolve().name} is empty")
+    if options.pairs is not None:
+        return load_pair_folders(path, options)
+    if options.side_by_side:
+        return load_side_by_side(path, options)
     return load_idx_folder(path, options) or load_folder(path, options)
 
 
@@ -176,6 +204,15 @@ def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if len(pair) != 2 or not all(isinstance(n, int) and 1 <= n <= 2**13 for n in pair):
         raise InputError(f"size is {size}; give one whole number or (height, width), from 1 to 8192 pixels")
     return pair
+
+
+def _sides(pairs: tuple[str, str] | None) -> tuple[str, str] | None:
+    if pairs is None:
+        return None
+    names = tuple(pairs)
+    if len(names) != 2 or not all(isinstance(name, str) and name for name in names) or names[0] == names[1]:
+        raise InputError(f"pairs is {pairs!r}; give the names of two different sides, input and target")
+    return names[0], names[1]
 
 
 def _channels(channels: int | None) -> int | None:

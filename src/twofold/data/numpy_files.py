@@ -7,6 +7,7 @@ import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from twofold.data.arrays import Options, data_from_arrays
+from twofold.data.pairs import pair_arrays
 from twofold.data.split import Data
 from twofold.errors import InputError
 
@@ -61,26 +63,43 @@ def load_npz(path: Path, options: Options) -> Data:
 
 
 def _from_archive(archive: zipfile.ZipFile, path: Path, keys: list[str], options: Options) -> Data:
+    if options.pairs is not None:
+        return _pairs_from_archive(archive, path, keys, options)
     label_key = options.labels if isinstance(options.labels, str) and options.labels in keys else None
     if isinstance(options.labels, str) and label_key is None and not os.path.isfile(os.path.expanduser(options.labels)):
         raise InputError(
             f"{path.name}: labels {options.labels!r} is neither a key of the file ({', '.join(keys)}) nor a file"
         )
     chosen = _chosen(path, keys, label_key)
-    total = 0
-    for key in filter(None, chosen):
-        total += _declared_by_member(archive, path, key)
-    if total > options.memory_limit_bytes:
-        raise InputError(
-            f"{path.name}: the arrays declare {_gib(total)}, more than the limit of {_gib(options.memory_limit_bytes)} "
-            "for data held in memory; save the examples as a .npy file, which is read from disk on access"
-        )
-    x, y, x_test, y_test = (None if key is None else _member(archive, path, key) for key in chosen)
+    x, y, x_test, y_test = _members(archive, path, chosen, options)
     ignored = sorted(set(keys) - set(chosen))
     notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
     if label_key is not None:
         options = replace(options, labels=None)
     return data_from_arrays(path.stem, x, y, x_test, y_test, options=options, notes=notes)
+
+
+def _pairs_from_archive(archive: zipfile.ZipFile, path: Path, keys: list[str], options: Options) -> Data:
+    """The arrays that `options.pairs` names, input and target; with test_ before the names, those to test on."""
+    assert options.pairs is not None
+    options.refuse("labels", because=f"{path.name} is read as pairs, which have no labels")
+    if missing := [key for key in options.pairs if key not in keys]:
+        raise InputError(f"{path.name}: there is no array {missing[0]!r}; its keys are {', '.join(keys)}")
+    tests = [key if (key := f"test_{name}") in keys else None for name in options.pairs]
+    a, x, a_test, x_test = _members(archive, path, (*options.pairs, *tests), options)
+    return pair_arrays(path.stem, a, x, a_test, x_test, options=options)
+
+
+def _members(archive: zipfile.ZipFile, path: Path, keys: Iterable[str | None], options: Options) -> list[Any]:
+    """The arrays with these keys, None for None. Raises `InputError` before reading what memory should not hold."""
+    keys = list(keys)
+    total = sum(_declared_by_member(archive, path, key) for key in keys if key is not None)
+    if total > options.memory_limit_bytes:
+        raise InputError(
+            f"{path.name}: the arrays declare {_gib(total)}, more than the limit of {_gib(options.memory_limit_bytes)} "
+            "for data held in memory; save the examples as a .npy file, which is read from disk on access"
+        )
+    return [None if key is None else _member(archive, path, key) for key in keys]
 
 
 def _chosen(

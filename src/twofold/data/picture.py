@@ -44,6 +44,8 @@ class Seen:
     width: int
     kind: str
     """"grey", "grey16", "color" or "alpha"."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """The colours of a PNG whose pixels are numbers of them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class PixelFormat:
     height: int
     width: int
     sixteen_bit: bool = False
+    half: str = ""
+    """"left" or "right": that half of the file's picture only."""
+    nearest: bool = False
+    """Resize by taking the nearest pixel: label maps have no colours between two classes."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,7 +76,7 @@ def inspect(path: Path) -> Seen:
                 turned = False
             else:
                 turned = _orientation(image) >= 5
-            return Seen(width if turned else height, height if turned else width, _kind(image))
+            return Seen(width if turned else height, height if turned else width, _kind(image), _palette(image))
         except _DAMAGE as error:
             raise Unreadable(_reason(error)) from None
 
@@ -82,7 +88,7 @@ def decode(path: Path, pixel_format: PixelFormat) -> np.ndarray:
             image.load()
         except (*_DAMAGE, MemoryError) as error:
             raise Unreadable(_reason(error)) from None
-        image = _upright(image)
+        image = _half(_upright(image), pixel_format.half)
         pixels = _pixels_16(image, pixel_format) if pixel_format.sixteen_bit else _pixels_8(image, pixel_format)
     if pixels.shape != pixel_format.shape:
         raise Unreadable(f"its pixels are {pixels.shape[1]}×{pixels.shape[2]}, not what its header says")
@@ -115,6 +121,28 @@ def _kind(image: Any) -> str:
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return "alpha"
     return "grey" if image.mode in ("1", "L") else "color"
+
+
+def _palette(image: Any) -> tuple[tuple[int, int, int], ...] | None:
+    """The colours by number; what fills a palette's end by repeating one colour is left out."""
+    if image.format != "PNG" or image.mode != "P" or "transparency" in image.info:
+        return None
+    values = image.getpalette()
+    if not values:
+        return None
+    colours = [(int(r), int(g), int(b)) for r, g, b in zip(values[::3], values[1::3], values[2::3], strict=True)]
+    while len(colours) > 1 and colours[-1] == colours[-2]:
+        colours.pop()
+    return tuple(colours)
+
+
+def _half(image: Any, half: str) -> Any:
+    if not half:
+        return image
+    width, height = image.size
+    if width % 2:
+        raise Unreadable(f"{width} pixels wide: not two pictures of one width side by side")
+    return image.crop((0, 0, width // 2, height) if half == "left" else (width // 2, 0, width, height))
 
 
 def _orientation(image: Any) -> int:
@@ -172,7 +200,7 @@ def _pixels_16(image: Any, pixel_format: PixelFormat) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES or image.mode == "I":
         values = _values_16(image)
     else:
-        whole = PixelFormat(1, image.size[1], image.size[0])
+        whole = PixelFormat(1, image.size[1], image.size[0], nearest=pixel_format.nearest)
         values = _pixels_8(image, whole)[0].astype(np.int32) * 257
     if values.shape == (pixel_format.height, pixel_format.width):
         return values[None]
@@ -189,14 +217,16 @@ def _values_16(image: Any) -> np.ndarray:
 
 
 def _resized(image: Any, pixel_format: PixelFormat) -> Any:
-    """Bicubic to the smallest size that covers the format at the picture's own aspect, then its centre."""
+    """To the smallest size that covers the format at the picture's own aspect, then its centre; bicubic, or nearest
+    pixel."""
     from PIL import Image
 
     if image.size == (pixel_format.width, pixel_format.height):
         return image
     height, width = covering(image.size[1], image.size[0], (pixel_format.height, pixel_format.width))
     top, left = (height - pixel_format.height) // 2, (width - pixel_format.width) // 2
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    how = Image.Resampling.NEAREST if pixel_format.nearest else Image.Resampling.BICUBIC
+    image = image.resize((width, height), how)
     return image.crop((left, top, left + pixel_format.width, top + pixel_format.height))
 
 

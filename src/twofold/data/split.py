@@ -53,6 +53,8 @@ class Split:
     """Labels, (examples,) int64, or None."""
     factors: Tensor | None = None
     """Known generative factors, (examples, factors) float32, or None."""
+    a: Tensor | Examples | None = None
+    """The other side of pairs, raw values like `x`: one for each x if the spec says `paired`, otherwise any number."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -134,7 +136,9 @@ def fingerprint(spec: Spec, splits: Sequence[Split | None]) -> str:
     """SHA-256 (hex) of the spec and of everything in the splits."""
     digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
     for split in splits:
-        parts = (None, None, None) if split is None else (split.x, split.y, split.factors)
+        parts: list[Tensor | Examples | None] = [None, None, None]
+        if split is not None:
+            parts = [split.x, split.y, split.factors, *([] if split.a is None else [split.a])]
         for part in parts:
             if isinstance(part, Tensor):
                 digest.update(f"{part.dtype} {tuple(part.shape)}".encode())

@@ -28,6 +28,7 @@ def describe(data: Data) -> list[str]:
         lines.append(
             "models see standardised features" if spec.mean is not None else "models see the values as they are"
         )
+    lines += _input_lines(data)
     lines += _label_lines(data)
     if data.train.factors is not None:
         lines.append(f"known factors: {data.train.factors.shape[1]}")
@@ -42,6 +43,20 @@ def describe(data: Data) -> list[str]:
 
 def _axes(kind: str) -> str:
     return "channels × height × width" if kind == "image" else "features"
+
+
+def _input_lines(data: Data) -> list[str]:
+    """What the other side of pairs is."""
+    spec = data.spec.input
+    if spec is None or data.train.a is None:
+        return []
+    shape = "×".join(map(str, spec.shape))
+    kinds = f", a label map of {len(spec.palette)} colours" if spec.palette else ""
+    lines = [f"input: {spec.kind}s, {shape}, {spec.dtype}{kinds}"]
+    if data.spec.paired:
+        return [*lines, "pairs: each input belongs to the target of its number"]
+    test = f" and {len(data.test.a):,}" if data.test is not None and data.test.a is not None else ""
+    return [*lines, f"no correspondence: {len(data.train.a):,}{test} inputs"]
 
 
 def _seen(split: Split) -> tuple[float, float, str]:
@@ -66,7 +81,8 @@ def _label_lines(data: Data) -> list[str]:
 
 def _memory(data: Data) -> str:
     splits = [split for split in (data.train, data.test) if split is not None]
-    total = sum(example_bytes(tuple(split.x.shape), split.x.dtype) for split in splits) / 2**20
+    sides = [side for split in splits for side in (split.x, split.a) if side is not None]
+    total = sum(example_bytes(tuple(side.shape), side.dtype) for side in sides) / 2**20
     held = isinstance(data.train.x, Tensor)
     return f"memory: {total:,.1f} MiB" if held else f"memory: made on access ({total:,.1f} MiB if it were held)"
 

@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
 }
 NORMS = ("none", "batch", "layer", "group")
+SPATIAL_NORMS = (*NORMS, "instance")
+"""What normalises maps."""
 
 
 def whole(name: str, value: int, *, least: int = 1) -> int:
@@ -45,14 +47,17 @@ def norm_layer(name: str, features: int, *, spatial: bool) -> nn.Module:
     "batch" normalises each feature over the batch (and positions), so an example's output depends on its neighbours.
     "layer" normalises each example over all features and positions, with one gain and bias per feature (the
     normalisation that WGAN-GP's critic may use). "group" does so within groups of features: the most groups, up to
-    32, that divide `features` with at least 4 in each.
+    32, that divide `features` with at least 4 in each. "instance" normalises each feature of each example over its
+    positions, without gain or bias (Ulyanov et al. 2016); it needs positions.
     """
-    if name not in NORMS:
-        raise unknown("norm", name, NORMS)
+    if name not in (SPATIAL_NORMS if spatial else NORMS):
+        raise unknown("norm", name, SPATIAL_NORMS if spatial else NORMS)
     if name == "none":
         return nn.Identity()
     if name == "batch":
         return nn.BatchNorm2d(features) if spatial else nn.BatchNorm1d(features)
+    if name == "instance":
+        return nn.InstanceNorm2d(features)
     return nn.GroupNorm(_groups(features) if name == "group" else 1, features)
 
 

@@ -10,6 +10,8 @@ from twofold.nets.layers import activation_layer, limited, norm_layer, whole
 KERNEL = 4
 WIDEST = 8
 """Channels stop doubling at this multiple of `width`."""
+PATCHES = {1: 0, 16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
+"""Side of the patch that a logit sees, in pixels: `layers` of the discriminator (Isola et al. 2017)."""
 
 
 def receptive_field(layers: int) -> int:
@@ -40,6 +42,28 @@ def most_layers(height: int, width: int) -> int:
     return layers
 
 
+def patch_for(height: int, width: int) -> int:
+    """The largest patch of at most half the smaller side, but 16 or more where the image has 6 pixels: at 256 pixels
+    the paper's 70.
+
+    >>> [patch_for(n, n) for n in (5, 28, 64, 128, 256)]
+    [1, 16, 16, 34, 70]
+    """
+    largest, most = max(min(height, width) // 2, 16), most_layers(height, width)
+    return min(max(patch for patch, layers in PATCHES.items() if patch <= largest and layers <= most), 70)
+
+
+def layers_of(patch: int) -> int:
+    """The `layers` whose logits see patches of that side. Raises `InputError` for another side than `PATCHES` has.
+
+    >>> layers_of(70)
+    3
+    """
+    if patch not in PATCHES:
+        raise InputError(f"patch is {patch}; allowed: {', '.join(map(str, PATCHES))} pixels")
+    return PATCHES[patch]
+
+
 class PatchDiscriminator(nn.Module):
     """Images (batch, channels, height, width) → logits (batch, 1, rows, columns), one for each patch.
 
@@ -50,7 +74,7 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         width: channels of the first convolution; doubled by each further one, to 8 times at most.
-        norm: "none", "batch" (the paper's), "layer" or "group".
+        norm: "none", "batch" (the paper's), "layer", "group" or "instance".
         spectral: divide every weight by its largest singular value.
 
     Raises `InputError` for sizes that are not whole numbers, and at the call for images too small for the layers.
@@ -71,7 +95,7 @@ class PatchDiscriminator(nn.Module):
         for number, (a, b) in enumerate(zip(inputs, outputs, strict=True)):
             first, last = number == 0, number == len(outputs) - 1
             shape = (KERNEL, 1 if last else 2, 1) if layers else (1, 1, 0)
-            conv = nn.Conv2d(a, b, *shape, bias=first or norm != "batch")
+            conv = nn.Conv2d(a, b, *shape, bias=first or norm not in ("batch", "instance"))
             parts += [limited(conv, spectral), norm_layer("none" if first else norm, b, spatial=True)]
             parts.append(activation_layer("leaky"))
         head = nn.Conv2d(outputs[-1], 1, *((KERNEL, 1, 1) if layers else (1, 1, 0)))

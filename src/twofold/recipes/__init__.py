@@ -19,8 +19,10 @@ from twofold.spec import Spec
 if TYPE_CHECKING:
     from twofold.recipe import Recipe
 
-EXPLICIT, IMPLICIT, HYBRID = "explicit", "implicit", "hybrid"
+EXPLICIT, IMPLICIT, HYBRID, TRANSLATION = "explicit", "implicit", "hybrid", "translation"
+FAMILIES = (EXPLICIT, IMPLICIT, HYBRID, TRANSLATION)
 ANY = ("image", "vector")
+PAIRS = ("image-pair", "vector-pair")
 GENERATE = ("sample", "decode", "interpolate")
 DRAW = ("sample", "complete", "log_prob")
 AUTOENCODE = ("sample", "encode", "decode", "reconstruct", "interpolate")
@@ -32,7 +34,7 @@ class Entry:
 
     name: str
     family: str
-    """"explicit" (a likelihood), "implicit" (a critic) or "hybrid" (both)."""
+    """"explicit" (a likelihood), "implicit" (a critic), "hybrid" (both) or "translation" (from pairs of data)."""
     paper: str
     year: int
     data_kinds: tuple[str, ...]
@@ -248,6 +250,74 @@ ENTRIES = (
         ("image",), DRAW, "the likelihood of PixelCNN, and a discriminator of what it draws", "pixelcnn_adv",
     ),
     Entry(
+        "pix2pix", TRANSLATION, "Isola et al., Image-to-Image Translation with Conditional Adversarial Networks", 2017,
+        PAIRS, ("translate",), "from pairs: L1 and a discriminator of patches that sees the input", "pix2pix",
+    ),
+    Entry(
+        "pix2pix-l1", TRANSLATION, "Isola et al., ablation: L1 alone", 2017, PAIRS, ("translate",),
+        "the same generator without a discriminator", "pix2pix", "l1",
+    ),
+    Entry(
+        "pix2pix-gan", TRANSLATION, "Isola et al., ablation: GAN", 2017, PAIRS, ("translate",),
+        "a discriminator that does not see the input, no L1", "pix2pix", "gan",
+    ),
+    Entry(
+        "pix2pix-cgan", TRANSLATION, "Isola et al., ablation: cGAN", 2017, PAIRS, ("translate",),
+        "the conditional discriminator, no L1", "pix2pix", "cgan",
+    ),
+    Entry(
+        "pix2pix-l1-gan", TRANSLATION, "Isola et al., ablation: L1 + GAN", 2017, PAIRS, ("translate",),
+        "L1 and a discriminator that does not see the input", "pix2pix", "l1_gan",
+    ),
+    Entry(
+        "pix2pix-paper", TRANSLATION, "Isola et al., the networks for 256×256", 2017, ("image-pair",), ("translate",),
+        "64 to 512 channels, 8 halvings, patches of 70 pixels", "pix2pix", "paper",
+    ),
+    Entry(
+        "cyclegan", TRANSLATION, "Zhu et al., Unpaired Image-to-Image Translation using Cycle-Consistency", 2017, PAIRS,
+        ("translate", "translate_back"), "without pairs: there and back again, two discriminators", "cyclegan",
+    ),
+    Entry(
+        "cyclegan-cycle", TRANSLATION, "Zhu et al., ablation: cycles alone", 2017, PAIRS,
+        ("translate", "translate_back"), "the generators without discriminators", "cyclegan", "cycle",
+    ),
+    Entry(
+        "cyclegan-gan", TRANSLATION, "Zhu et al., ablation: GAN alone", 2017, PAIRS, ("translate", "translate_back"),
+        "the discriminators without cycles", "cyclegan", "gan",
+    ),
+    Entry(
+        "cyclegan-forward", TRANSLATION, "Zhu et al., ablation: GAN + forward cycle", 2017, PAIRS,
+        ("translate", "translate_back"), "one cycle, from the input's side", "cyclegan", "forward",
+    ),
+    Entry(
+        "cyclegan-backward", TRANSLATION, "Zhu et al., ablation: GAN + backward cycle", 2017, PAIRS,
+        ("translate", "translate_back"), "one cycle, from the target's side", "cyclegan", "backward_cycle",
+    ),
+    Entry(
+        "cyclegan-paper", TRANSLATION, "Zhu et al., the networks for 256×256", 2017, ("image-pair",),
+        ("translate", "translate_back"), "64 channels, 9 residual blocks, patches of 70 pixels", "cyclegan", "paper",
+    ),
+    Entry(
+        "bicycle-gan", TRANSLATION, "Zhu et al., Toward Multimodal Image-to-Image Translation", 2017, PAIRS,
+        ("translate", "style"), "from pairs: many answers to one input, told apart by a style", "bicycle_gan",
+    ),
+    Entry(
+        "cae-gan", TRANSLATION, "Zhu et al., part: cAE-GAN", 2017, PAIRS, ("translate", "style"),
+        "styles from an encoder, without a prior", "bicycle_gan", "cae_gan",
+    ),
+    Entry(
+        "cvae-gan", TRANSLATION, "Zhu et al., part: cVAE-GAN", 2017, PAIRS, ("translate", "style"),
+        "styles from a variational encoder", "bicycle_gan", "cvae_gan",
+    ),
+    Entry(
+        "clr-gan", TRANSLATION, "Zhu et al., part: cLR-GAN", 2017, PAIRS, ("translate", "style"),
+        "styles from the prior, told again from the image", "bicycle_gan", "clr_gan",
+    ),
+    Entry(
+        "cogan", TRANSLATION, "Liu & Tuzel, Coupled Generative Adversarial Networks", 2016, PAIRS,
+        (*GENERATE, "couple"), "without pairs: two GANs with shared layers, one code gives a pair", "cogan",
+    ),
+    Entry(
         "hybrid", HYBRID, "VAE, AAE, VAE-GAN, α-GAN and what lies between them, composed by choices", 2017, ANY,
         (*AUTOENCODE, "elbo"), "match, likelihood, realism and who sees what, each an option", "hybrid",
     ),
@@ -277,8 +347,9 @@ def build(name: str, spec: Spec, options: Mapping[str, Any] | None = None) -> tu
     from twofold.recipe import configure
 
     entry = find(name)
-    if spec.kind not in entry.data_kinds:
-        raise InputError(f"{name} takes {' or '.join(entry.data_kinds)} data; this data is {spec.kind}s")
+    if spec.data_kind not in entry.data_kinds:
+        hint = "; see --pairs and --side-by-side" if spec.input is None and entry.data_kinds[0].endswith("pair") else ""
+        raise InputError(f"{name} takes {' or '.join(entry.data_kinds)} data; this data is {spec.data_kind}s{hint}")
     config = configure(default_config(entry), options or {})
     return config, import_module(f"twofold.recipes.{entry.module}").build(config, spec)
 

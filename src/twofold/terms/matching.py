@@ -48,6 +48,17 @@ def l1(x_rec: Tensor, x: Tensor) -> Tensor:
     return sum_per_example((single_precision(x_rec) - single_precision(x)).abs())
 
 
+def l1_per_value(x_rec: Tensor, x: Tensor) -> Tensor:
+    """Mean over the values of |x_rec - x| per example: `l1` divided by their number. Shapes (batch, ...) → (batch,).
+
+    The one distance here that is a mean: pix2pix, CycleGAN and BicycleGAN state their weights (100, 10, 0.5) for it.
+
+    >>> l1_per_value(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor([1., 1.])
+    """
+    return l1(x_rec, x) / max(1, x[0].numel())
+
+
 def squared_error(x_rec: Tensor, x: Tensor) -> Tensor:
     """Σ (x_rec - x)² per example. Shapes (batch, ...) → (batch,). No factor ½; see `likelihood.normal_nll` for nats."""
     require_same_shape(x_rec=x_rec, x=x)
