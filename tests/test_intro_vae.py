@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from test_ali import DIGITS, digits
+from test_ali import digits
 from test_recipes import IMAGE, batch_for, build, rolled_out
 from twofold.errors import InputError
 from twofold.game import begin, step
@@ -17,6 +17,8 @@ from twofold.overview import show
 from twofold.recipes import intro_vae, soft_intro_vae
 from twofold.spec import Spec
 from twofold.terms.divergence import kl_normal
+
+DIGITS = Spec("image", (1, 8, 8), layout="HW")
 
 NAMES = ["intro-vae", "soft-intro-vae"]
 

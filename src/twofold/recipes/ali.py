@@ -26,7 +26,7 @@ sum serves both. q(z|x) is a Normal; `encode` returns its mean.
 
 Preset: `ali-paper` has the networks of their CIFAR-10 table, for images of 32×32, and the rest of that run.
 
-Deviations, of which `ali-paper` undoes these three: in the paper all move at once, from the same pairs (algorithm 1;
+Deviations: `ali-paper` undoes these three. In the paper all move at once, from the same pairs (algorithm 1;
 `--order simultaneous --critic-plays 1`). Here the discriminator has three plays and a higher rate, its slope at its
 pairs is penalised (`r1_r2`), and encoder and decoder are used as averages of their weights. Without that,
 reconstructions of digits were worse than a constant after a short run. Networks size themselves to the data.

@@ -28,7 +28,7 @@ under U(-1, 1).
 `--code-weight 0.25` adds ‖z - E(G(z))‖², which trains the encoder only: the latent regressor that the paper compares
 with, here beside the game. Theirs is beside a GAN, and a cross-entropy for uniform codes.
 
-Deviations, of which `bigan-paper` undoes these: encoder and decoder are used as averages of their weights, as the last
+Deviations: `bigan-paper` undoes these. Encoder and decoder are used as averages of their weights, as the last
 weights of a short run undo each other badly. The discriminator's slope at its pairs is penalised (`r1_r2`), and it has
 three plays and a higher rate: it has to see which code belongs to which image, not only that both look right. In all:
 networks size themselves to the data. Adam has no weight decay, and its rate does not fall over the second half of the
