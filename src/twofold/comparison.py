@@ -181,6 +181,9 @@ def _plans(
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; train at least 1")
     entries = [recipes.find(name) for name in names]
+    for entry in entries:
+        if "sample" not in entry.abilities:
+            raise InputError(f"compare measures samples, and {entry.name} cannot sample; leave it out")
     if strange := sorted(set(own_options) - set(names)):
         raise InputError(f"options are given for {strange[0]}, which is not compared; compared are {', '.join(names)}")
     data = load_data(source, seed=0, **data_options)

@@ -130,6 +130,7 @@ def evaluate(
     """
     named = chosen_metrics(metrics)
     model = run if isinstance(run, Model) else load(run, checkpoint=checkpoint, device=device)
+    _refuse_without_samples(model)
     loaded = data_for(model, data, data_options)
     study = Study(model, loaded, count_for(loaded, examples), seed, features, download)
     if json is not None and not Path(json).parent.is_dir():
@@ -170,6 +171,7 @@ def stored_results(model: Model) -> list[Result]:
 def availability(run: str | Path, *, data: Any = None, data_options: Mapping[str, Any] | None = None) -> list[str]:
     """A line for each metric: its name, what it is, and why this run cannot be measured so, if it cannot."""
     model = load(run)
+    _refuse_without_samples(model)
     loaded = data_for(model, data, data_options)
     study = Study(model, loaded, count_for(loaded, None))
     lines = []
@@ -234,6 +236,14 @@ def _store(model: Model, results: Sequence[Result]) -> None:
 
 
 # What a metric needs.
+
+
+def _refuse_without_samples(model: Model) -> None:
+    if "sample" not in model.abilities:
+        raise InputError(
+            f"evaluate measures models that can sample; this model can {', '.join(model.abilities)} (docs/translate.md "
+            "says how translations are measured)"
+        )
 
 
 def _nothing(study: Study) -> str | None:

@@ -505,11 +505,11 @@ class Diagnosis:
 NEEDS: dict[str, tuple[str, str]] = {
     "data-range": ("probe_data_low", "the data are not images"),
     "discriminator-too-strong": ("discriminator_accuracy", "there is no discriminator"),
-    "mode-collapse": ("probe_sample_modes", "too few examples to compare with"),
+    "mode-collapse": ("probe_sample_modes", "no samples, or too few examples to compare with"),
     "posterior-collapse": ("probe_active_units", "there is no Normal posterior"),
     "dead-codes": ("probe_codes_used", "there is no codebook"),
     "oscillation": ("discriminator_accuracy", "there is no discriminator"),
-    "memorisation": ("probe_sample_to_train", "nothing was held out, or the training set is not in memory"),
+    "memorisation": ("probe_sample_to_train", "no samples, nothing was held out, or the training set is not in memory"),
     "critic-overfitting": ("probe_discriminator_train_over_test", "no discriminator of data, or nothing was held out"),
     "overfitting": ("test_elbo_nats", "the recipe has no bound"),
 }

@@ -142,6 +142,8 @@ def _chosen_scores(model: Model, names: Sequence[str] | None) -> list[str]:
         own.remove("inversion")  # its encoder does that
     if names is None:
         names = [name for name in own if SCORES[name].by_default]
+        if not own:
+            raise InputError(f"this model gives no score; it can {', '.join(model.abilities)}")
         if not names:
             raise InputError(f"this model gives no score by itself; name one of {', '.join(own)} (--scores)")
     for name in names:
