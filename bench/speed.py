@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -86,14 +88,17 @@ def calls_of(step: Step, nets: list[nn.Module]) -> int:
 
 
 def extra_memory(step: Step) -> float:
-    """MiB that three steps add to the peak of a child of this process."""
+    """MiB that three steps add to the peak of a child of this process; NaN if the child hangs, as forks of a process
+    with thread pools may."""
 
-    def peak(work: Callable[[], None]) -> int:
+    def peak(work: Callable[[], None]) -> float:
         child = os.fork()
         if child == 0:
+            signal.alarm(30)
             work()
             os._exit(0)
-        return os.wait4(child, 0)[2].ru_maxrss
+        _, status, used = os.wait4(child, 0)
+        return used.ru_maxrss if status == 0 else math.nan
 
     return (peak(lambda: [step() for _ in range(3)] and None) - peak(lambda: None)) / 1024
 
