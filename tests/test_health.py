@@ -344,6 +344,61 @@ def test_a_critic_that_knows_its_few_examples_by_heart(steps, knows):
     assert ("critic-overfitting" in names(history(probe_discriminator_train_over_test=[over] * 4))) == knows
 
 
+@pytest.mark.parametrize(("slope", "circles"), [(0.0, True), (1.0, False)])
+def test_two_players_that_chase_each_other_in_circles(slope, circles):
+    """The Dirac-GAN of Mescheder et al. 2018 with Wasserstein's loss: data near 0, one generated place θ, D(x) = ψ x.
+    Its gradient field turns about the equilibrium; R1's pull on ψ lets it settle."""
+
+    def place(net: torch.nn.Linear, state: State) -> torch.Tensor:
+        noise = torch.randn(64, 1, generator=state.generator)
+        return net.bias + 0.1 * noise
+
+    def rollout(state: State) -> dict[str, torch.Tensor]:
+        x, x_fake = state.batch["x"], place(state.nets["generator"], state)
+        judge = state.nets["discriminator"]
+        return {"x": x, "real_logits": judge(x).squeeze(1), "fake_logits": judge(x_fake).squeeze(1)}
+
+    generator, discriminator = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        generator.bias.fill_(1.0)
+        discriminator.weight.fill_(0.5)
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    terms = (
+        Term(
+            "adversarial_discriminator",
+            lambda s: s["fake_logits"].mean() - s["real_logits"].mean(),
+            to={"discriminator": 1.0},
+        ),
+        Term("r1", lambda s: s.nets["discriminator"].weight.square().sum() / 2, to={"discriminator": slope}),
+        Term("adversarial_generator", lambda s: -s["fake_logits"].mean(), to={"generator": 1.0}),
+    )
+    game = Game(
+        {"generator": Player(generator, sgd), "discriminator": Player(discriminator, sgd)},
+        (Phase("all", rollout, terms if slope else (terms[0], terms[2])),),
+    )
+    progress, noise = begin(game), torch.Generator().manual_seed(1)
+    made = History(64 * 1_000, 1, 0, {"adversarial_generator": ("generator",)})
+    for _ in range(1_000):
+        values = step(game, progress, lambda: {"x": 0.1 * torch.randn(64, 1, generator=noise)}, observe=observe)
+        made.add({"examples": progress.examples} | {name: float(value) for name, value in values.items()})
+    assert ("oscillation" in names(made)) == circles
+
+
+def test_a_model_that_knows_its_few_examples_better_than_others(tmp_path):
+    """Eight examples in twenty dimensions, seen a thousand times each; the control has two thousand."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(4, 20))
+    settings = {"latent": 4, "width": 64, "depth": 2, "norm": "none", "examples": 8_000, "seed": 0}
+    found = {}
+    for count in (8, 2_000):
+        x = rng.normal(size=(count + 200, 4)) @ directions + 0.3 * rng.normal(size=(count + 200, 20))
+        out = tmp_path / str(count)
+        options = {"holdout": 200 / (count + 200)}
+        train("vae", data=x.astype(np.float32), out=out, batch_size=8, data_options=options, **settings)
+        found[count] = {finding.name for finding in doctor(out).findings}
+    assert "overfitting" in found[8] and "overfitting" not in found[2_000]
+
+
 def test_a_wrong_range_is_seen_at_once(tmp_path):
     x = np.random.default_rng(0).random((60, 8, 8)).astype(np.float32)
     notes = Notes()

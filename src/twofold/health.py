@@ -47,7 +47,7 @@ LITTLE_RATE_NATS = 0.1
 CODES_PART = 0.2
 """Part of the codebook that a healthy encoder uses."""
 SWING = 0.15
-"""How far an oscillating discriminator's accuracy goes to either side of its median."""
+"""How far an oscillating discriminator's accuracy goes to either side of its mean."""
 SWINGS = 8
 """Changes of side within the last half of the run that make an oscillation: four whole cycles."""
 COPIES = 0.35
@@ -266,12 +266,13 @@ def _oscillation(h: History) -> Finding | None:
 
 
 def swings(values: Sequence[float], margin: float) -> int:
-    """How often `values` go from `margin` above their median to `margin` below it, or back.
+    """How often `values` go from `margin` above their mean to `margin` below it, or back. (The median of values that
+    jump between two extremes is one of them.)
 
     >>> swings([0.9, 0.1, 0.9, 0.5, 0.1], 0.2)
     3
     """
-    centre = median(values)
+    centre = sum(values) / len(values)
     sides = [1 if v > centre else -1 for v in values if abs(v - centre) >= margin]
     return sum(a != b for a, b in zip(sides[:-1], sides[1:], strict=True))
 
