@@ -325,7 +325,7 @@ def test_padding_is_undone_and_skips_and_dropout_do_what_they_say():
     [
         ("pix2pix", {"l1_weight": 0.0, "adversarial_weight": 0.0}, "nothing to learn"),
         ("pix2pix", {"patch": 20}, "allowed: 1, 16, 34"),
-        ("pix2pix", {"patch": 70}, "too small for 3 layers"),
+        ("pix2pix", {"patch": 70}, "too small for this patch"),
         ("pix2pix", {"dropout": 1.0}, "dropout is 1.0"),
         (
             "cyclegan",
