@@ -12,14 +12,15 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
-	@rm -rf runs/demo
+	@rm -rf runs/demo runs/demo-comparison
 	$(BIN)/twofold train vae-gan --data digits --out runs/demo --examples 150000 --seed 0
 	$(BIN)/twofold sample runs/demo -n 64 --seed 0 --out runs/demo/samples.png
+	$(BIN)/twofold compare vae dcgan vae-gan --data digits --seeds 2 --examples 40000 --out runs/demo-comparison --metrics frechet,manifold,high_frequency,mse,structure
 	@echo
-	@echo "Done. Open runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"
+	@echo "Done. Open runs/demo-comparison/report.html (VAE, GAN and VAE-GAN side by side) and runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"
 
 test: $(STAMP) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests bench
@@ -32,6 +33,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
 	@touch $(STAMP)
+
+# Beside pythae, in an environment of its own: the peer is no dependency.
+bench: $(STAMP)
+	$(BIN)/python bench/speed.py floor
+	$(BIN)/python bench/speed.py data
+	$(BIN)/python bench/speed.py startup
+	$(PYTHON) -m venv build/bench
+	build/bench/bin/pip install --quiet --constraint constraints.txt pythae --editable .
+	build/bench/bin/python bench/speed.py peers
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -20,8 +20,11 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 RECIPES = [name for name in FILES if name.startswith("recipes/") and name != "recipes/__init__.py"]
 
 BASE = {"errors", "spec"}
-MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents"}
-VERBS = {"training", "using", "translating", "overview", "model"}
+MATHS = {*BASE, "game", "coefficients", "recipe", "terms", "nets", "latents", "decode"}
+VERBS = {
+    *("training", "using", "translating", "exploring", "scoring", "overview", "model", "evaluation", "comparison"),
+    "health",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -30,24 +33,76 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latents": {"errors"},
     "terms": BASE,
     "nets": BASE,
-    "metrics": BASE,
+    "metrics": {*BASE, "game", "nets", "terms"},
+    "decode": {"errors"},
     "data": BASE,
     "recipe": {*BASE, "game"},
     "rollouts": MATHS,
     "autoencoders": {*MATHS, "rollouts"},
+    "joint_inference": {*MATHS, "rollouts", "autoencoders"},
+    "introspection": {*MATHS, "rollouts", "autoencoders"},
+    "autoregressive": {*MATHS, "rollouts"},
+    "codes": {*MATHS, "rollouts"},
+    "patch_game": MATHS,
     "translators": {*MATHS, "rollouts"},
-    "recipes": {*MATHS, "rollouts", "autoencoders", "translators"},
+    "recipes": {
+        *MATHS,
+        *("rollouts", "autoencoders", "joint_inference", "introspection", "autoregressive", "codes", "patch_game"),
+        "translators",
+    },
     "device": {"errors"},
     "run": {"errors"},
     "pictures": BASE,
     "report": {"errors", "run", "pictures"},
     "overview": {*BASE, "game", "recipe", "recipes"},
-    "model": {*BASE, "data", "latents", "recipe", "recipes", "run"},
+    "inversion": set(),
+    "model": {*BASE, "data", "inversion", "latents", "recipe", "recipes", "run"},
     "using": {*BASE, "data", "model", "run", "pictures"},
     "translating": {*BASE, "data", "model", "run"},
-    "training": {*BASE, "data", "device", "game", "model", "pictures", "recipe", "recipes", "report", "run", "twofold"},
+    "exploring": {*BASE, "data", "model", "using", "pictures"},
+    "scoring": {*BASE, "data", "metrics", "model", "using", "run", "pictures"},
+    "extractors": {*BASE, "data", "game", "nets", "run"},
+    "study": {*BASE, "data", "extractors", "metrics", "model"},
+    "evaluation": {*BASE, "data", "extractors", "metrics", "model", "recipes", "run", "study", "using"},
+    "comparison_report": {"report", "run"},
+    "comparison": {
+        *BASE,
+        "comparison_report",
+        "data",
+        "evaluation",
+        "game",
+        "metrics",
+        "model",
+        "pictures",
+        "recipe",
+        "recipes",
+        "run",
+        "training",
+    },
+    "training": {
+        *BASE,
+        "data",
+        "device",
+        "game",
+        "health",
+        "model",
+        "pictures",
+        "probing",
+        "processes",
+        "recipe",
+        "recipes",
+        "report",
+        "resuming",
+        "run",
+        "twofold",
+    },
+    "resuming": {"errors", "game"},
+    "processes": {"errors"},
+    "probing": {*BASE, "data", "game", "model", "recipe", "run", "terms"},
+    "health": {"errors", "run", "model", "probing"},
     "display": VERBS,
     "cli": {"errors", "recipes", "data", "device", "display", "twofold", *VERBS},
+    "sklearn": {*BASE, "data", "recipes", "training"},
     "__main__": {"cli"},
     "twofold": {*BASE, "recipes", *VERBS},
 }
@@ -64,11 +119,16 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
         "coefficients",
         "terms",
         "nets",
-        "metrics",
+        "decode",
         "latents",
         "recipe",
         "rollouts",
         "autoencoders",
+        "joint_inference",
+        "introspection",
+        "autoregressive",
+        "codes",
+        "patch_game",
         "translators",
         "recipes",
     )
@@ -78,20 +138,41 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "overview": {"torch"},
     "pictures": {"numpy"},
     "model": {"torch", "numpy"},
+    "inversion": {"torch"},
     "using": {"torch", "numpy"},
+    "exploring": {"torch", "numpy"},
+    "scoring": {"torch", "numpy"},
     "translating": {"torch", "numpy"},
     "training": {"torch"},
+    "extractors": {"torch"},
+    "study": {"torch"},
+    "evaluation": {"torch"},
+    "comparison": {"torch"},
+    "metrics": {"torch", "numpy"},
+    "resuming": {"torch"},
+    "processes": {"torch"},
+    "probing": {"torch"},
+    "sklearn": {"numpy", "sklearn"},
 }
 """The packages from outside that a part may import when it is imported itself; every other part none."""
 
-LIGHT = ["__init__.py", "__main__.py", "cli.py", "display.py", "run.py", "errors.py", "spec.py", "report.py"]
+LIGHT = [
+    "__init__.py",
+    "__main__.py",
+    "cli.py",
+    "display.py",
+    "run.py",
+    "errors.py",
+    "spec.py",
+    "report.py",
+    "comparison_report.py",
+    "health.py",
+]
 LIGHT += ["recipes/__init__.py", "data/__init__.py", "data/catalogue.py"]
 
 ROUTING_IN_RECIPES: dict[tuple[str, str], str] = {
-    (
-        "recipes/vq_vae.py",
-        "detach",
-    ): "the codebook's moving averages and the nearest code are constants: sg[] of the paper",
+    ("codes.py", "detach"): "the codebook's moving averages and restarts see plain numbers: sg[] of the paper",
+    ("introspection.py", "detach"): "the encoder judges a reconstruction as given: sg[x_r] of IntroVAE's eq. 11",
 }
 """(file, word): why this recipe may contain it: stop-gradients that are part of the objective."""
 
@@ -232,7 +313,13 @@ def test_heavy_packages_are_not_imported_before_they_are_needed(code):
 # Routing.
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "rollouts.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *RECIPES,
+        *("rollouts.py", "autoencoders.py", "joint_inference.py", "introspection.py", "codes.py", "patch_game.py"),
+    ],
+)
 @pytest.mark.parametrize("word", ["backward", "zero_grad", "requires_grad_", "requires_grad", "detach", "no_grad"])
 def test_recipes_do_not_route_gradient(name, word):
     used = [
@@ -251,7 +338,7 @@ def test_only_the_game_calls_backward_and_steps_optimizers(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
     if name == "game.py":
-        assert {"backward", "zero_grad"} <= called
+        assert "backward" in called
     else:
         assert not called & {"backward", "zero_grad"}
 
@@ -320,6 +407,8 @@ def test_no_state_is_shared_between_callers(name):
         ):
             raise AssertionError(f"{name}:{node.lineno}: seeds numpy for everyone")
     seeded = [node for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute) and node.attr == "manual_seed"]
+    if name == "processes.py":
+        return  # its one seed is given inside training's fork, step by step
     if any(ast.unparse(node) == "torch.manual_seed" for node in seeded):
         assert "fork_rng" in ast.unparse(tree(name)), f"{name} seeds torch for everyone"
 

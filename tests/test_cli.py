@@ -193,7 +193,19 @@ def test_help_names_every_command(capsys, words):
     else:
         assert main(words) == 0
     out = capsys.readouterr().out
-    for command in ("recipes", "show", "data", "train", "sample", "reconstruct", "interpolate", "translate"):
+    verbs = (
+        "recipes",
+        "show",
+        "data",
+        "train",
+        "sample",
+        "reconstruct",
+        "interpolate",
+        "evaluate",
+        "compare",
+        "translate",
+    )
+    for command in verbs:
         assert re.search(rf"^    {command} +\S", out, re.MULTILINE), command
 
 
@@ -273,10 +285,11 @@ def test_options_left_out_have_the_recipes_defaults(planned):
 def test_settings_reach_the_run(planned):
     words = ["vae", "--data", "photos", *TINY, "--examples", "2e3", "--seed", "9223372036854775807", "--flip"]
     words += ["--crop", "2", "--accumulate", "2", "--on-nonfinite", "skip", "--precision", "bf16", "--holdout", "0.5"]
+    words += ["--stop-on", "mode-collapse", "--keep-best", "min:kl"]
     record = planned(*words, "--size", "10x9", "--channels", "3")
     assert record["train"] == {
         "examples": 2000, "batch_size": 8, "seed": 2**63 - 1, "precision": "bf16", "flip": True, "crop": 2,
-        "accumulate": 2, "on_nonfinite": "skip",
+        "accumulate": 2, "on_nonfinite": "skip", "stop_on": "mode-collapse", "keep_best": "min:kl",
     }  # fmt: skip
     assert record["spec"]["shape"] == [3, 10, 9] and record["data"]["test_examples"] == 10
     # The same value twice is no contradiction, as when a script appends what it was given.
@@ -580,7 +593,7 @@ OK = ["--data", "grey.npz", "--out", "new", "--batch-size", "8"]
         (["data", "missing"], "unknown data source 'missing'"),
         (["data", ""], "argument SOURCE: is empty"),
         (["data", "empty"], "the folder empty is empty"),
-        (["data", "x" * 5000], "File name too long"),
+        (["data", "x" * 5000], "unknown data source .* no file or folder of that name"),
         (["data", "mixed"], "images differ in size: .* is 8×8, .* is 9×8 .*--size"),
         (["data", "broken", "--strict"], r"bad0\.png cannot be used .*1 of 3 files"),
         (["train", "vae", "--data", "broken", "--strict", "--out", "new"], r"bad0\.png cannot be used"),

@@ -113,6 +113,15 @@ def test_flip_and_crop_agree_with_padding_and_slicing():
     assert moved.dtype == torch.uint8 and moved.is_contiguous()
 
 
+def test_where_names_the_examples_that_are_drawn():
+    batches = Batches(numbered(30), VECTORS, batch_size=8, seed=3)
+    for position in (0, 8, 24, 61):
+        assert numbers(batches.draw(position)) == batches.where(position).tolist()
+    assert not batches.augmented
+    with pytest.raises(InputError, match="position is -1"):
+        batches.where(-1)
+
+
 def test_augmentation_is_uniform():
     picture = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     spec = Spec("image", (1, 8, 8), high=63.0)

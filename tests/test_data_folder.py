@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -335,3 +337,95 @@ def test_camvid_photos_as_they_are_shared(tmp_path):
     data = load(tmp_path, size=(48, 64))
     assert data.spec.shape == (3, 48, 64) and len(data.train) + len(data.test) <= 80
     assert 40 < float(data.train.x.float().mean()) < 160
+
+
+# Decoded once
+
+
+def _cached(folder: Path, cache: Path, **options):
+    return load(folder, memory_limit_bytes=1, cache=cache, holdout=0.2, **options)
+
+
+def test_pictures_are_decoded_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "p").mkdir()
+    for k in range(10):
+        Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(tmp_path / "p" / f"{k}.jpg")
+    plain = load(tmp_path / "p", memory_limit_bytes=1, holdout=0.2)
+    first = _cached(tmp_path / "p", tmp_path / "cache")
+    everything = torch.arange(8)
+    assert torch.equal(first.train.x[everything], plain.train.x[everything])
+    assert first.fingerprint == plain.fingerprint
+
+    def no_more(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("twofold.data.folder.decode", no_more)
+    again = _cached(tmp_path / "p", tmp_path / "cache")
+    assert torch.equal(again.train.x[everything.flip(0)], plain_flipped(first))
+    with pytest.raises(AssertionError, match="decoded again"):
+        again.test.x[torch.arange(2)]  # these were not asked for before
+
+
+def plain_flipped(data) -> torch.Tensor:
+    return data.train.x[torch.arange(8).flip(0)]
+
+
+def test_a_damaged_or_full_cache_changes_no_pixel(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "p").mkdir()
+    for k in range(10):
+        Image.fromarray(rng.integers(0, 256, (6, 5), dtype=np.uint8)).save(tmp_path / "p" / f"{k}.png")
+    everything = torch.arange(8)
+    right = load(tmp_path / "p", memory_limit_bytes=1, holdout=0.2).train.x[everything]
+    assert torch.equal(_cached(tmp_path / "p", tmp_path / "cache").train.x[everything], right)
+    file = next((tmp_path / "cache").iterdir())
+    content = bytearray(file.read_bytes())
+    content[10 + 30 * 3 : 10 + 30 * 5] = bytes(60)  # two places that a power cut left empty
+    file.write_bytes(content)
+    assert torch.equal(_cached(tmp_path / "p", tmp_path / "cache").train.x[everything], right)
+    file.write_bytes(content[:50])
+    assert torch.equal(_cached(tmp_path / "p", tmp_path / "cache").train.x[everything], right)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    data = _cached(tmp_path / "p", tmp_path / "other")
+    assert torch.equal(data.train.x[everything], right) and torch.equal(data.train.x[everything], right)
+    with pytest.raises(InputError, match="cannot be written"):
+        _cached(tmp_path / "p", tmp_path / "p" / "0.png")
+
+
+LIMITED = """
+import resource, sys
+import numpy as np, torch
+from pathlib import Path
+import twofold
+path = Path(sys.argv[1])
+limit = int(sys.argv[2])
+few = np.zeros((20, 8, 8), np.uint8)
+twofold.train("vae", data=few, out=path / "warm", examples=8, batch_size=4, latent=2, width=4)
+used = int([l for l in open("/proc/self/status") if l.startswith("VmData")][0].split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
+options = {"memory_limit_bytes": limit}
+twofold.train("vae", data=str(path / "x.npy"), out=path / "run", examples=256, batch_size=64, latent=2, width=4,
+              data_options=options)
+try:
+    np.load(path / "x.npy")
+    print("fits")
+except MemoryError:
+    print("does not fit")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_a_set_several_times_the_memory_limit_trains_under_it(tmp_path):
+    """1 GiB of pictures, 256 MiB of memory beyond what the process has; reading the set whole would fail."""
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.uint8, shape=(2**18, 64, 64))
+    x[::5000] = 200
+    del x
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path), str(2**28)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[-1] == "does not fit"

@@ -2,7 +2,8 @@
 
 Every ```console line that starts with "$ twofold" is run through the command line's own `main`, in a fresh folder that
 holds the files which the pages speak of (`photos`, `streets`, `arrays.npz`, `table.csv`). The only thing changed is the
-length of training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and so does `examples=` in Python.
+length of training: `--examples N` becomes N / 1000 and at least 128 (`shortened`), and so does `examples=` in Python;
+the networks that measure (classifier, critic) train for less long too.
 Lines below a command are its output and must stand in the real one, in one piece; a line "..." stands for anything.
 """
 
@@ -25,7 +26,7 @@ import pytest
 import torch
 
 import twofold
-from twofold import recipes
+from twofold import evaluation, extractors, recipes
 from twofold.cli import main
 from twofold.data import sources
 from twofold.errors import InputError
@@ -81,11 +82,16 @@ def all_commands(page: Path) -> list[tuple[list[str], list[str]]]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """A training command at a thousandth of its length. Nothing else is changed."""
-    if words[0] != "train" or "--help" in words:
+    """A training command at a thousandth of its length, a comparison with one seed. Nothing else is changed."""
+    if words[0] not in ("train", "compare") or "--help" in words:
         return words
     if "--examples" not in words:
         return [*words, "--examples", str(LEAST_EXAMPLES)]
+    words = (
+        [*words[: words.index("--seeds") + 1], "1", *words[words.index("--seeds") + 2 :]]
+        if "--seeds" in words
+        else words
+    )
     k = words.index("--examples") + 1
     return [*words[:k], str(fewer(words[k])), *words[k + 1 :]]
 
@@ -122,6 +128,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A working folder with the files of which the pages speak."""
     from PIL import Image
 
+    monkeypatch.setenv("TWOFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "LEAST_EXAMPLES", 3_000)
+    monkeypatch.setattr(extractors, "PASSES", 2)
+    monkeypatch.setattr(evaluation, "CRITIC_STEPS", 10)
     random = np.random.RandomState(0)
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -291,7 +301,7 @@ def test_the_demos_commands_run_and_leave_what_they_promise(folder, capsys):
         if line.startswith("$(BIN)/twofold "):
             run(["twofold", *shlex.split(line)[1:]], [], capsys)
     promised = re.findall(r"runs/[\w./-]+\.(?:html|png)", lines[-1])
-    assert len(promised) == 2 and all(Path(name).is_file() for name in promised)
+    assert len(promised) == 3 and all(Path(name).is_file() for name in promised)
 
 
 def test_the_commands_in_ci_are_the_readmes():
@@ -309,11 +319,15 @@ def table_names(text: str) -> list[str]:
 
 
 def test_the_readme_lists_every_recipe():
+    """A row names a system and its presets, and the family; a preset of another family is named with it."""
     text = (ROOT / "README.md").read_text()
-    rows = [line for line in text.splitlines() if re.match(r"\| `[^`]+` \| \w+ \|", line)]
-    families = {row.split("|")[1].strip(" `"): row.split("|")[2].strip() for row in rows}
-    assert families == {entry.name: entry.family for entry in recipes.ENTRIES}
-    assert all(row.rstrip().endswith("| works |") for row in rows)
+    rows = [line.split("|")[1:3] for line in text.splitlines() if re.match(r"\| `[^|]+` \| \w+", line)]
+    listed = {}
+    for names, families in rows:
+        family, *others = families.split(",")
+        own = dict(re.findall(r"`([^`]+)` (\w+)", " ".join(others)))
+        listed |= {name: own.get(name, family.strip()) for name in re.findall(r"`([^`]+)`", names)}
+    assert listed == {entry.name: entry.family for entry in recipes.ENTRIES}
     assert len(text.splitlines()) < 200
 
 

@@ -15,7 +15,8 @@ from twofold.errors import InputError
 from twofold.game import State, begin, step
 from twofold.model import Model
 from twofold.overview import EXAMPLE, show
-from twofold.recipes.iwae import Stages, draw_binary, paper
+from twofold.recipes.iwae import Stages, paper
+from twofold.rollouts import draw_binary
 from twofold.spec import Spec
 
 IMAGE = Spec("image", (1, 8, 8), classes=3, layout="HW")

@@ -207,7 +207,7 @@ def test_writing_again_replaces_the_page_and_repeats(run: Run) -> None:
 
 
 def test_quantities_in_words() -> None:
-    quantity = report_module._quantity
+    quantity = report_module.quantity
     assert [quantity("seconds", value) for value in (0.1234, 59.9, 60, 3599.6, 3661, 360000)] == [
         "0.123 s", "59.9 s", "1 min 00 s", "1 h 00 min", "1 h 01 min", "100 h 00 min",
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from torch import nn
 from twofold import run as run_module
 from twofold.errors import InputError
 from twofold.run import (
+    BusyError,
     Run,
     SaveError,
     flatten_state,
@@ -1001,3 +1002,123 @@ def test_unflatten_refuses_deep_nesting() -> None:
         unflatten_state({}, record)
     while record:  # taken apart by hand: freeing it in one go would recurse as well
         record = record[0]
+
+
+# The lock ----------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from twofold.run import Run
+with Run.open(sys.argv[1]).writing():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_kill_9_frees_the_run(run: Run) -> None:
+    """The lock is the operating system's: what a killed process leaves behind stops nobody."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        refused = rf"another process \(process {holder.pid}\) is writing .*; wait for it, or choose another --out"
+        with pytest.raises(BusyError, match=refused), run.writing():
+            pass
+        assert Run.open(run.path).checkpoints() == []  # reading is free
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (run.path / ".lock").exists()
+    with run.writing() as mine:
+        save(mine, 1)
+        with pytest.raises(BusyError, match=f"process {os.getpid()}"), run.writing():  # also within one process
+            pass
+    assert not (run.path / ".lock").exists()
+
+
+def test_writing_gives_the_run_as_it_is_now(run: Run) -> None:
+    other = Run.open(run.path)
+    other.replace_config({"recipe": "changed"})
+    with run.writing() as now:
+        assert now.config == {"recipe": "changed"}
+
+
+def test_a_lock_file_that_was_removed_meanwhile_locks_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before its holder removed it, locked after: the lock of a file without a name must not count."""
+    take, calls = run_module._take, []
+
+    def late(handle: int, path: Path) -> None:
+        if not calls:
+            os.unlink(path / ".lock")
+        calls.append(handle)
+        take(handle, path)
+
+    monkeypatch.setattr(run_module, "_take", late)
+    with run.writing():
+        assert len(calls) == 2
+        with pytest.raises(BusyError), run.writing():
+            pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_link_in_the_place_of_the_lock_is_not_followed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (run.path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(SaveError, match="cannot write"), run.writing():
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+# What can be computed again -----------------------------------------------------------------------------------------
+
+
+def test_kept_tensors_come_back_under_their_key_only(run: Run) -> None:
+    codes = {"codes": torch.arange(6, dtype=torch.int32).reshape(2, 3), "y": torch.tensor([1, 0])}
+    assert run.kept("codes", "a") is None
+    run.keep("codes", codes, "a")
+    found = run.kept("codes", "a")
+    assert found is not None and found.keys() == codes.keys()
+    assert all(torch.equal(found[k], codes[k]) and found[k].dtype == codes[k].dtype for k in codes)
+    assert run.kept("codes", "b") is None and run.kept("other", "a") is None
+    run.keep("codes", {"codes": torch.zeros(1)}, "b")
+    assert run.kept("codes", "a") is None and run.kept("codes", "b") is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "codes.safetensors").unlink(),
+        lambda folder: (folder / "codes.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "codes.json").write_text("{"),
+        lambda folder: (folder / "codes.json").write_text('{"key": "a"}'),
+        lambda folder: (folder / "codes.json").write_text('["a"]'),
+        lambda folder: (folder / "codes.json").unlink(),
+        lambda folder: (folder / "codes.safetensors").rename(folder / "x") or (folder / "codes.safetensors").mkdir(),
+    ],
+)
+def test_damaged_kept_tensors_are_none(run: Run, damage) -> None:
+    run.keep("codes", {"codes": torch.arange(1000)}, "a")
+    damage(run.path / "kept")
+    assert run.kept("codes", "a") is None
+
+
+def test_changed_bytes_of_kept_tensors_are_noticed(run: Run) -> None:
+    run.keep("codes", {"codes": torch.arange(1000)}, "a")
+    path = run.path / "kept" / "codes.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert run.kept("codes", "a") is None
+
+
+def test_keeping_refuses_names_and_leaves_nothing_half_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("../codes", "", "a/b"):
+        with pytest.raises(ValueError, match="cannot be a file"):
+            run.keep(name, {}, "a")
+        with pytest.raises(ValueError, match="cannot be a file"):
+            run.kept(name, "a")
+    monkeypatch.setattr(run_module, "_file_sha256", lambda path: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(SaveError):
+        run.keep("codes", {"codes": torch.zeros(1)}, "a")
+    assert list((run.path / "kept").iterdir()) == []
+    with pytest.raises(InputError, match="kept by Run itself"):
+        run.write_bytes("kept/codes.safetensors", b"")

@@ -16,6 +16,7 @@ from twofold.terms.divergence import (
     capacity,
     free_bits,
     importance_weighted_bound,
+    kl_moments,
     kl_normal,
     kl_normal_full,
     kl_normal_per_dimension,
@@ -38,6 +39,22 @@ def test_kl_normal_is_the_closed_form_summed_over_dimensions():
     torch.testing.assert_close(kl_normal(mean, log_var), reference.sum((1, 2)))
     torch.testing.assert_close(kl_normal_per_dimension(mean, log_var), reference.flatten(1))
     assert torch.equal(kl_normal(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2))
+
+
+def test_kl_moments_is_that_of_the_normal_with_the_batchs_moments():
+    z = (2 * random(50, 3) + 1).requires_grad_()
+    mean, std = z.detach().mean(0), z.detach().std(0, correction=0)
+    reference = kl_divergence(TorchNormal(mean, std), TorchNormal(0.0, 1.0)).sum()
+    torch.testing.assert_close(kl_moments(z), reference)
+    (gradient,) = torch.autograd.grad(kl_moments(z), z)
+    torch.testing.assert_close(gradient, (mean + (z.detach() - mean) * (1 - 1 / std**2)) / 50)
+    # Standardised codes are at 0, and codes that all agree are far away but finite.
+    assert kl_moments((z.detach() - mean) / std).abs() < 1e-7
+    same = torch.zeros(4, 1, requires_grad=True)
+    assert 9 < kl_moments(same).item() < 11
+    assert torch.autograd.grad(kl_moments(same), same)[0].isfinite().all()
+    with pytest.raises(ValueError, match="give \\(batch, dims\\)"):
+        kl_moments(torch.zeros(3))
 
 
 def test_kl_normal_agrees_with_the_average_of_the_log_ratio():

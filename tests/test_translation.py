@@ -16,7 +16,7 @@ from twofold.game import Game, Player, begin, held, step
 from twofold.latents import split_mean_log_var
 from twofold.model import evaluating
 from twofold.nets.fitting import cut, padded
-from twofold.nets.patch import PATCHES, PatchDiscriminator
+from twofold.nets.patch import PATCHES, PatchDiscriminator, layers_of
 from twofold.nets.pool import ImagePool
 from twofold.nets.unet import UNet
 from twofold.overview import show
@@ -279,7 +279,7 @@ def test_the_pool_shows_half_past_images_once_it_is_full():
 @pytest.mark.parametrize("patch", [1, 16, 34, 70])
 def test_a_logit_sees_its_patch_and_no_more(patch):
     torch.manual_seed(0)
-    net = PatchDiscriminator(1, patch=patch, width=2, norm="none").double()
+    net = PatchDiscriminator(1, layers=layers_of(patch), width=2, norm="none").double()
     x = torch.randn(1, 1, 160, 160, dtype=torch.float64, requires_grad=True)
     logits = net(x)
     middle = logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2]
@@ -325,7 +325,7 @@ def test_padding_is_undone_and_skips_and_dropout_do_what_they_say():
     [
         ("pix2pix", {"l1_weight": 0.0, "adversarial_weight": 0.0}, "nothing to learn"),
         ("pix2pix", {"patch": 20}, "allowed: 1, 16, 34"),
-        ("pix2pix", {"patch": 70}, "too small for this patch"),
+        ("pix2pix", {"patch": 70}, "too small for 3 layers"),
         ("pix2pix", {"dropout": 1.0}, "dropout is 1.0"),
         (
             "cyclegan",

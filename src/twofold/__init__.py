@@ -18,36 +18,61 @@ __all__ = [
     "InputError",
     "Model",
     "Spec",
+    "arithmetic",
+    "attributes",
+    "classify",
+    "compare",
+    "complete",
+    "doctor",
+    "evaluate",
     "interpolate",
+    "invert",
     "load",
     "recipes",
     "reconstruct",
     "sample",
+    "score",
     "show",
     "train",
     "translate",
+    "traverse",
 ]
 
 if TYPE_CHECKING:
     from twofold import recipes
+    from twofold.comparison import compare
     from twofold.errors import InputError
+    from twofold.evaluation import evaluate
+    from twofold.exploring import arithmetic, attributes, invert, traverse
+    from twofold.health import doctor
     from twofold.model import Model, load
     from twofold.overview import show
+    from twofold.scoring import classify, score
     from twofold.spec import Spec
     from twofold.training import train
     from twofold.translating import translate
-    from twofold.using import interpolate, reconstruct, sample
+    from twofold.using import complete, interpolate, reconstruct, sample
 
 _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Spec": "spec",
+    "arithmetic": "exploring",
+    "attributes": "exploring",
+    "classify": "scoring",
+    "compare": "comparison",
+    "complete": "using",
+    "doctor": "health",
+    "evaluate": "evaluation",
     "interpolate": "using",
+    "invert": "exploring",
     "load": "model",
     "reconstruct": "using",
     "sample": "using",
+    "score": "scoring",
     "show": "overview",
     "train": "training",
+    "traverse": "exploring",
     "translate": "translating",
 }
 

@@ -7,6 +7,7 @@ played. Its networks have the names "encoder", "decoder", "discriminator" (of da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from twofold.errors import InputError, unknown
 from twofold.game import Coefficient, Phase, Player, State, Term
 from twofold.latents import petals, prior, sample_normal, split_mean_log_var, swiss_roll
+from twofold.nets.augment import augmentation
 from twofold.nets.build import Discriminator, build_encoder
 from twofold.nets.mlp import MLP
 from twofold.nets.norm import call_together
@@ -25,12 +27,12 @@ from twofold.recipe import require
 from twofold.rollouts import LikelihoodDecoder, Penalty, convolves, labels
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss, deceive_kinds, discriminate_kinds
-from twofold.terms.divergence import mmd
+from twofold.terms.divergence import kl_normal_per_dimension, mmd
 from twofold.terms.matching import feature_reconstruction
 from twofold.terms.penalty import gradient_penalty, r1, r2
 
 POSTERIORS = ("normal", "deterministic", "implicit")
-CODE_PRIORS = ("normal", "uniform", "mixture", "swiss-roll")
+CODE_PRIORS = ("normal", "uniform", "sphere", "mixture", "swiss-roll")
 LABELLED_PRIORS = ("mixture", "swiss-roll")
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -48,7 +50,8 @@ class Prior:
 
     latent: int
     kind: str = "normal"
-    """"normal" N(0, std²), "uniform" U(-1, 1), or in the plane "mixture" (petals) and "swiss-roll"."""
+    """"normal" N(0, std²), "uniform" U(-1, 1), "sphere" (of radius √latent), or in the plane "mixture" (petals) and
+    "swiss-roll"."""
     std: float = 1.0
     components: int = 10
     """Parts of the mixture or the roll; labels choose among them."""
@@ -136,6 +139,8 @@ class Codes:
     """The networks that are conditioned on the labels, and "prior" if they choose the prior's parts."""
     feature_layer: int | None = None
     """The discriminator's block whose features are compared."""
+    augment: str = "none"
+    """What the discriminator of data sees images through; see `augmentation`."""
 
     def labels(self, state: State, net: str) -> Tensor | None:
         return labels(state.batch, net in self.labelled)
@@ -193,7 +198,9 @@ class Codes:
         if not kinds:
             return
         net, y = state.nets["discriminator"], self.labels(state, "discriminator")
-        xs = [out["x" if kind == "real" else f"x_{kind}"] for kind in kinds]
+        seen = augmentation(self.augment, out["x"], generator=state.generator)
+        xs = [seen(out["x" if kind == "real" else f"x_{kind}"]) for kind in kinds]
+        out |= zip((f"{kind}_seen" for kind in kinds), xs, strict=True)
         if not needed & {"real_features", "rec_features"}:
             results = call_together(net, *xs, ys=(y,) * len(xs))
             out |= zip((f"{kind}_logits" for kind in kinds), results, strict=True)
@@ -205,7 +212,8 @@ class Codes:
             out |= {f"{kind}_logits": logits, f"{kind}_features": features}
 
     def abilities(self) -> dict[str, Callable[..., Any]]:
-        """prior, encode (a normal posterior's mean; an implicit one without noise), decode, reconstruct, sample."""
+        """prior, encode (a normal posterior's mean; an implicit one without noise), decode, reconstruct, sample; and
+        code_rates where posterior and prior are both normal."""
 
         def seen(net: str, y: Tensor | None) -> Tensor | None:
             return y if net in self.labelled else None
@@ -221,7 +229,11 @@ class Codes:
         def decode(nets: nn.ModuleDict, z: Tensor, *, y: Tensor | None = None) -> Tensor:
             return picture(nets["decoder"], nets["decoder"](z, seen("decoder", y)))
 
-        return {
+        def code_rates(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+            mean, log_var = split_mean_log_var(nets["encoder"](x, seen("encoder", y)))
+            return kl_normal_per_dimension(mean / self.prior.std, log_var - 2 * math.log(self.prior.std))
+
+        return ({"code_rates": code_rates} if self.posterior == self.prior.kind == "normal" else {}) | {
             "prior": draw,
             "encode": encode,
             "decode": decode,
@@ -292,14 +304,14 @@ class Realism:
         """The discriminator's penalty; none, or one row. Fakes of two kinds take turns from example to example."""
 
         def fake(state: State) -> Tensor:
-            x, *others = (state[f"x_{kind}"] for kind in self.kinds)
+            x, *others = (state[f"{kind}_seen"] for kind in self.kinds)
             if not others:
                 return x
             even = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.ndim - 1)) % 2 == 0
             return torch.where(even, x, others[0])
 
-        made = tuple(f"x_{kind}" for kind in self.kinds)
-        return _penalty_rows(penalty, codes, "discriminator", "", lambda s: s["x"], fake, made)
+        made = ("real_logits", *self.logits)
+        return _penalty_rows(penalty, codes, "discriminator", "", lambda s: s["real_seen"], fake, made)
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ resumed run computes the same values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from twofold.game import Coefficient, State, coefficient_text
+from twofold.game import Coefficient, State, coefficient_text, sum_of_products
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A straight line in examples seen: `start` until `begin`, then to `end` over `examples`, then `end`.
+    """A straight line in examples seen: `start` until `begin`, then to `end` over `examples`, then `end`. Over 0
+    examples it is a step.
 
     KL warm-up is `Ramp(0, 1, examples=50_000)`.
     """
@@ -29,7 +30,9 @@ class Ramp:
     begin: int = 0
 
     def __call__(self, state: State) -> float:
-        done = 1.0 if self.examples <= 0 else (state.examples - self.begin) / self.examples
+        if self.examples <= 0:
+            return self.end if state.examples >= self.begin else self.start
+        done = (state.examples - self.begin) / self.examples
         return self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
 
     def __str__(self) -> str:
@@ -105,8 +108,8 @@ class GradientBalance:
     gradient. Zero before `begin` examples, without evaluating anything. Costs two partial backward passes.
     """
 
-    reference: str
-    """The term whose gradient sets the scale."""
+    reference: str | Mapping[str, float]
+    """The term whose gradient sets the scale, or several with their weights."""
     term: str
     """The term whose coefficient this is."""
     at: Callable[[nn.ModuleDict], nn.Parameter]
@@ -118,14 +121,38 @@ class GradientBalance:
         if state.examples < self.begin:
             return 0.0
         parameter = self.at(state.nets)
-        norms = [
-            torch.autograd.grad(state.losses[name], parameter, retain_graph=True)[0].norm()
-            for name in (self.reference, self.term)
+        weights = {self.reference: 1.0} if isinstance(self.reference, str) else self.reference
+        reference = sum_of_products([(weight, state.losses[name]) for name, weight in weights.items()])
+        gradients = [
+            torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (reference, state.losses[self.term])
         ]
+        if state.reduce is not None:
+            state.reduce(gradients)
+        norms = [gradient.norm() for gradient in gradients]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, self.largest).detach()
 
     def __str__(self) -> str:
         return "λ"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Holds a term back while it does harm: 1 as long as the harm is at most half of `limit`, then in a straight line
+    to 0 at `limit`. A tensor of the device, so nothing waits for it.
+
+    With `harm` the relative rise of the reconstruction error since a discriminator was switched on, that rise cannot
+    stay above `limit`: there the discriminator has no say.
+    """
+
+    harm: Callable[[State], Tensor]
+    """A scalar, 0 where there is none."""
+    limit: float
+
+    def __call__(self, state: State) -> Tensor:
+        return (2 - 2 * self.harm(state) / self.limit).clamp(0.0, 1.0).detach()
+
+    def __str__(self) -> str:
+        return "guard"
 
 
 @dataclass(frozen=True)
@@ -145,8 +172,10 @@ class Equilibrium:
     def decide(self, state: State) -> tuple[bool, bool]:
         """(discriminator moves, decoder moves)."""
         if self not in state.memo:
-            costs = torch.stack([self.real(state).detach(), self.fake(state).detach()]).tolist()
-            state.memo[self] = equilibrium_rule(*costs, target=self.target, margin=self.margin)
+            costs = torch.stack([self.real(state).detach(), self.fake(state).detach()])
+            if state.reduce is not None:  # processes that decide differently would wait for each other for ever
+                state.reduce([costs])
+            state.memo[self] = equilibrium_rule(*costs.tolist(), target=self.target, margin=self.margin)
         return state.memo[self]
 
     @property

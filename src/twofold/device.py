@@ -10,18 +10,22 @@ import torch
 
 from twofold.errors import InputError, unknown
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | None, *, local_rank: int | None = None) -> torch.device:
     """The device called `name`; None: a GPU if there is one, else the CPU.
 
-    Raises `InputError` if that device is not there.
+    local_rank: the number of this process among several on this machine; each takes the GPU of its number.
+
+    Raises `InputError` if that device is not there, or if a launcher started several processes of what is done by one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this version trains in one process and was launched in several; start it without a launcher")
+    if local_rank is None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError("this is done by one process and was launched in several; start it without a launcher")
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -39,10 +43,44 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """The context a step runs in: nothing for "float32", bfloat16 autocast for "bf16"."""
+    """The context a step runs in: nothing for "float32", autocast to that dtype for "bf16" and "fp16"."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class LossScale:
+    """The number that losses are multiplied by so that float16 holds their gradients: halved when a gradient overflows,
+    doubled after `patience` steps without (Micikevicius et al. 2018, §3.2). Always 1 for other precisions."""
+
+    START, LARGEST = 2.0**14, 2.0**24
+
+    def __init__(self, precision: str, *, patience: int = 1000):
+        self.moves = precision == "fp16"
+        self.value = self.START if self.moves else 1.0
+        self.good, self.patience = 0, patience
+
+    def restore(self, record: Any) -> None:
+        """Take up {"value", "good"} of a checkpoint. Raises `InputError` if that is none."""
+        if not self.moves or record is None:
+            return
+        value, good = (record.get(k) if isinstance(record, dict) else None for k in ("value", "good"))
+        if not isinstance(value, float) or not 2 <= value <= self.LARGEST or not isinstance(good, int) or good < 0:
+            raise InputError(f"this checkpoint's loss scale is {str(record)[:80]}, which is none; resume from another")
+        self.value, self.good = value, good
+
+    def update(self, skipped: bool) -> None:
+        """Take note of a step, and whether any of its plays overflowed and was skipped."""
+        if not self.moves:
+            return
+        self.good = 0 if skipped else self.good + 1
+        if skipped:
+            # Not 1: that would switch the skipping of overflowed plays off.
+            self.value = max(self.value / 2, 2.0)
+        elif self.good >= self.patience:
+            self.value, self.good = min(2 * self.value, self.LARGEST), 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:

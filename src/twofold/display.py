@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from twofold.training import Plan
 
 NOT_TERMS = ("examples", "seconds", "examples_per_second")
+FOR_HEALTH = ("gradient_norm", "probe_", "skipped_share")
+"""Starts of the names of quantities that `health` reads, and reports if they are wrong."""
 
 
 class Bar:
@@ -56,7 +58,11 @@ class Bar:
         self.live.start()
 
     def update(self, examples: int, record: Mapping[str, float]) -> None:
-        terms = [f"{k} {v:.4g}" for k, v in record.items() if k not in NOT_TERMS and v is not None]
+        terms = [
+            f"{k} {v:.4g}"
+            for k, v in record.items()
+            if k not in NOT_TERMS and v is not None and not k.startswith(FOR_HEALTH)
+        ]
         rate = f"{record['examples_per_second']:,.0f} examples/s" if "examples_per_second" in record else ""
         if self.live is not None:
             self._draw(examples, rate, terms)

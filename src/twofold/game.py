@@ -54,6 +54,8 @@ class State:
     """The due terms' losses with their graphs. Empty until all of them are evaluated."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """A place for coefficients to share work within one play."""
+    reduce: Callable[[list[Tensor]], None] | None = None
+    """Averages tensors over the processes that share the batch, in place; None in one process."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rollout[name]
@@ -152,6 +154,9 @@ class Stage:
     """Part of the run's examples, relative to the other stages' shares."""
     view: Callable[[Nets, Batch], Batch] | None = None
     """What the game sees of a batch of data, computed without gradient (a later stage's codes). None: the data."""
+    kept: str | None = None
+    """A name under which the view of the whole training split may be kept, computed once and shared by the stages that
+    give the same name. For a view that treats each example on its own and draws nothing. Whole numbers only."""
 
 
 def _check_names(game: Game) -> None:
@@ -275,6 +280,9 @@ def step(
     accumulate: int = 1,
     on_nonfinite: str = "stop",
     reduce: Callable[[list[Tensor]], None] | None = None,
+    replicas: int = 1,
+    loss_scale: float = 1.0,
+    observe: Callable[[State], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Play every due phase once (or its `repeats` times) and return each evaluated term's value.
 
@@ -285,29 +293,37 @@ def step(
         on_nonfinite: "stop" notes the term and step on the device (see `check_finite`) and plays on;
             "skip" waits for the device in every play and moves nobody if a gradient is not finite.
         reduce: averages the gradients of one play over processes, in place.
+        replicas: processes that share each batch; every one of them counts the whole batch's examples.
+        loss_scale: losses are multiplied by this before the backward passes and gradients divided by it after, so that
+            float16 can hold them; with any but 1 a play whose gradient is not finite moves nobody, as with "skip".
+        observe: asked in each play, with the losses' graphs still there, for scalars to return; with it the norm of
+            each moving player's gradient, before clipping, is returned too. It costs a few small kernels and does not
+            change the step.
 
     Returns:
         A detached scalar on the device for each term that was due (of a repeated phase: its last play's value), for
-        each coefficient that is a function, under "term → player", and for each measure of the phases.
+        each coefficient that is a function, under "term → player", and for each measure of the phases. With `observe`
+        also what it returned (of the play's first part) and "gradient_norm → player".
     """
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"on_nonfinite is {on_nonfinite!r}; allowed: 'stop', 'skip'")
     values: dict[str, Tensor] = {}
     batch = draw()
     seen = _length(batch)
+    skip = on_nonfinite == "skip" or loss_scale != 1.0
     for phase in game.phases:
         if progress.step % phase.every:
             continue
         repeats = phase.repeats
         if callable(repeats):
-            repeats = repeats(_state(game, progress, batch))
+            repeats = repeats(_state(game, progress, batch, reduce))
         for k in range(repeats):
             if k:
                 batch = draw()
                 seen += _length(batch)
-            values |= _play(game, progress, phase, batch, accumulate, on_nonfinite == "skip", reduce)
+            values |= _play(game, progress, phase, batch, accumulate, skip, reduce, replicas, loss_scale, observe)
     progress.step += 1
-    progress.examples += seen
+    progress.examples += seen * replicas
     return values
 
 
@@ -324,8 +340,8 @@ def check_finite(game: Game, progress: Progress) -> None:
         raise NonFiniteError(term.name, list(term.to), when)
 
 
-def _state(game: Game, progress: Progress, batch: Batch) -> State:
-    return State(game.nets, batch, progress.examples, progress.step, progress.generator)
+def _state(game: Game, progress: Progress, batch: Batch, reduce: Callable[[list[Tensor]], None] | None = None) -> State:
+    return State(game.nets, batch, progress.examples, progress.step, progress.generator, reduce=reduce)
 
 
 def _length(batch: Batch) -> int:
@@ -349,6 +365,9 @@ def _play(
     accumulate: int,
     skip_nonfinite: bool,
     reduce: Callable[[list[Tensor]], None] | None,
+    replicas: int,
+    loss_scale: float,
+    observe: Callable[[State], Mapping[str, Tensor]] | None,
 ) -> dict[str, Tensor]:
     """One play of one phase: rollout, losses, backward passes, moves."""
     terms = [term for term in phase.terms if progress.plays[phase.name] % term.every == 0]
@@ -359,18 +378,21 @@ def _play(
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
     weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
+    observed: dict[str, Tensor] = {}
     moved: set[str] = set()
     with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
-        for player in candidates:
-            progress.optimizers[player].zero_grad(set_to_none=True)
+        for own in weights.values():
+            _forget_gradients(own)
         for part in _parts(batch, accumulate):
-            state = _state(game, progress, part)
+            state = _state(game, progress, part, reduce)
             state = replace(state, rollout=phase.rollout(state))
             losses = {term.name: _scalar(term, state) for term in terms}
             state = replace(state, losses=losses)
             weight = _length(part) / _length(batch)
             rows, functions = _rows(terms, state)
-            _backward(rows, losses, {term.name: weight * term.every for term in terms}, weights)
+            if observe is not None and not observed:
+                observed |= observe(state)
+            _backward(rows, losses, {term.name: loss_scale * weight * term.every for term in terms}, weights)
             moved |= {player for _, players in rows for player in players}
             with torch.no_grad():
                 measured = {name: measure(state) for name, measure in phase.measures.items()}
@@ -382,11 +404,19 @@ def _play(
             if reduce is not None:
                 for group in gradients.values():
                     reduce(group)
+            if loss_scale != 1.0:
+                for group in gradients.values():
+                    torch._foreach_mul_(group, 1 / loss_scale)
             if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
                 progress.skipped += 1
                 moved.clear()
-        _move(game, progress, moved, state, _length(batch))
-    return values
+        if observe is not None:
+            for player in sorted(moved):
+                if gradient := [w.grad for w in weights[player] if w.grad is not None]:
+                    norms = torch._foreach_norm(gradient)
+                    observed[f"gradient_norm → {player}"] = torch.stack([norm.float() for norm in norms]).norm()
+        _move(game, progress, moved, state, _length(batch) * replicas)
+    return values | observed
 
 
 def _scalar(term: Term, state: State) -> Tensor:
@@ -567,6 +597,12 @@ def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], val
     first_bad[due] = torch.where(finite | (first_bad[due] >= 0), first_bad[due], progress.step)
 
 
+def _forget_gradients(weights: Iterable[nn.Parameter]) -> None:
+    """What `zero_grad` of an optimizer does, without its hooks and profiling, which cost more than a small kernel."""
+    for weight in weights:
+        weight.grad = None
+
+
 def _move(game: Game, progress: Progress, moved: set[str], state: State, examples: int) -> None:
     for name in (name for name in game.players if name in moved):
         player, optimizer = game.players[name], progress.optimizers[name]
@@ -577,7 +613,8 @@ def _move(game: Game, progress: Progress, moved: set[str], state: State, example
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["initial_lr"]
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            _forget_gradients(group["params"])
         with torch.no_grad():
             if player.weight_limit is not None:
                 for parameter in player.net.parameters():

@@ -15,7 +15,7 @@ LOG_VAR_EXACT = 10.0
 LOG_VAR_LIMIT = 20.0
 """No log variance from `split_mean_log_var` exceeds this magnitude."""
 
-PRIORS = ("normal", "uniform", "uniform-sqrt3")
+PRIORS = ("normal", "uniform", "uniform-sqrt3", "sphere")
 
 
 def split_mean_log_var(params: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def prior(
         like: a tensor whose device and dtype to take; `device` and `dtype` override it. Without any of them: the
             generator's device, or the CPU, and torch's default dtype.
         kind: "normal" is N(0, I); "uniform" is U(-1, 1), DCGAN's, with variance 1/3; "uniform-sqrt3" is U(-√3, √3),
-            with variance 1.
+            with variance 1; "sphere" is uniform on the sphere of radius √latent, with variance 1.
 
     Raises `InputError` for an unknown kind and for negative sizes.
 
@@ -91,8 +91,20 @@ def prior(
         device = generator.device
     if kind == "normal":
         return torch.randn(batch, latent, generator=generator, device=device, dtype=dtype)
+    if kind == "sphere":
+        return onto_sphere(torch.randn(batch, latent, generator=generator, device=device, dtype=dtype))
     reach = 1.0 if kind == "uniform" else math.sqrt(3.0)
     return torch.rand(batch, latent, generator=generator, device=device, dtype=dtype) * (2 * reach) - reach
+
+
+def onto_sphere(z: Tensor) -> Tensor:
+    """Codes (batch, latent) moved along their rays onto the sphere of radius √latent, where N(0, I) has most of its
+    mass: each example's mean square is 1.
+
+    >>> onto_sphere(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.8485, 1.1314]])
+    """
+    return F.normalize(z, dim=1) * math.sqrt(z.shape[1])
 
 
 def petals(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from twofold import recipes
 from twofold.data import from_model, raw, to_model
 from twofold.errors import InputError
+from twofold.inversion import invert
 from twofold.latents import lerp, slerp
-from twofold.recipe import Recipe
+from twofold.recipe import PARTS, Recipe
 from twofold.run import Run
 from twofold.spec import Spec
 
@@ -23,8 +25,8 @@ BLOCK = 64
 """Examples per forward pass, and per draw of noise: the first n of N samples do not depend on N."""
 
 
-def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu") -> Model:
-    """The model of a run directory, from its newest checkpoint or the one at `checkpoint` examples.
+def load(path: str | Path, *, checkpoint: int | str | None = None, device: str = "cpu") -> Model:
+    """The model of a run directory, from its newest checkpoint, the one at `checkpoint` examples, or its "best".
 
     Needs no flags and no data. Raises `InputError` if the directory is not a run or its checkpoint is damaged.
     """
@@ -32,9 +34,13 @@ def load(path: str | Path, *, checkpoint: int | None = None, device: str = "cpu"
     record = record_of(run)
     spec = Spec.from_json(record["spec"])
     saved = run.load_checkpoint(checkpoint)
+    weights = saved.tensors.get("weights", {})
+    # First without memory: a record may ask for networks of any size, the checkpoint has the size that is true.
+    with torch.device("meta"):
+        check_fit(recipes.build(record["recipe"], spec, record["config"])[1].nets, weights, "weights")
     with torch.random.fork_rng(devices=[]):
         _, recipe = recipes.build(record["recipe"], spec, record["config"])
-    restore(recipe.nets, saved.tensors.get("weights", {}), "weights")
+    restore(recipe.nets, weights, "weights")
     averages = saved.tensors.get("averages", {})
     averaged = {name.partition(".")[0] for name in averages}
     for name in sorted(averaged):
@@ -60,6 +66,12 @@ def record_of(run: Run) -> dict[str, Any]:
 
 def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     """Load `tensors` into `net`. Raises `InputError` if names or shapes are not the network's."""
+    check_fit(net, tensors, what)
+    net.load_state_dict(tensors)
+
+
+def check_fit(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Raise `InputError` if names or shapes of `tensors` are not the network's."""
     own = net.state_dict()
     if wrong := sorted(own.keys() ^ tensors.keys()):
         raise InputError(f"the checkpoint's {what} do not fit this recipe: {wrong[0]!r} is on one side only")
@@ -69,7 +81,6 @@ def restore(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
                 f"the checkpoint's {what} do not fit this recipe: {name!r} has shape {tuple(tensor.shape)}, "
                 f"the network {tuple(own[name].shape)}"
             )
-    net.load_state_dict(tensors)
 
 
 @contextmanager
@@ -87,7 +98,7 @@ def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
 
 class Model:
     """A recipe with its networks, used through `sample`, `encode`, `decode`, `reconstruct`, `interpolate`,
-    `classify`, `elbo`, `log_prob`.
+    `traverse`, `attribute_vectors`, `invert`, `complete`, `classify`, `judge`, `features`, `elbo`, `rate`, `log_prob`.
 
     Arrays go in and come out as numpy arrays in the data's own layout, dtype and range (an MNIST model returns
     (n, 28, 28) uint8). Codes are float32 arrays (n, latent). A verb the recipe cannot do raises `InputError`.
@@ -112,7 +123,7 @@ class Model:
         """What this model can do."""
         own = self.recipe.abilities
         interpolate = ("interpolate",) if {"prior", "decode"} <= own.keys() else ()
-        return (*(name for name in own if name not in ("prior", "style_prior")), *interpolate)
+        return (*(name for name in own if name not in PARTS), *interpolate)
 
     def sample(self, n: int, *, seed: int = 0, labels: Any = None) -> np.ndarray:
         """`n` samples in the data's layout and range; the same for the same seed.
@@ -150,17 +161,46 @@ class Model:
         """Probabilities (n, classes) of examples in the data's layout; of clusters where no labels were used."""
         return self._map("classify", self._examples(x), None).numpy()
 
+    def judge(self, x: Any, *, labels: Any = None) -> np.ndarray:
+        """The discriminator's output for each example, (n,): larger for what it takes for data."""
+        return self._map("judge", self._examples(x), labels).numpy()
+
+    def features(self, x: Any, *, labels: Any = None) -> np.ndarray:
+        """The discriminator's last hidden layer before its norm, (n, features)."""
+        return self._map("features", self._examples(x), labels).numpy()
+
+    def code_rates(self, x: Any, *, labels: Any = None) -> np.ndarray:
+        """KL of each code dimension's posterior to the prior in nats, (n, latent), in closed form."""
+        return self._map("code_rates", self._examples(x), labels).numpy()
+
     def decode(self, z: Any, *, labels: Any = None) -> np.ndarray:
         """Examples in the data's layout from codes (n, latent)."""
-        codes = torch.as_tensor(np.asarray(z), dtype=torch.float32)
-        size = self.draw_codes(1).shape[1]
-        if codes.dim() != 2 or codes.shape[1] != size:
-            raise InputError(f"codes have shape {tuple(codes.shape)}; this model decodes (n, {size})")
-        return from_model(self._map("decode", codes, labels), self.spec)
+        return from_model(self._map("decode", self._codes(z), labels), self.spec)
 
     def reconstruct(self, x: Any, *, labels: Any = None) -> np.ndarray:
         """Examples in the data's layout, encoded and decoded."""
         return from_model(self._map("reconstruct", self._examples(x), labels), self.spec)
+
+    def complete(self, x: Any, *, known: float = 0.5, seed: int = 0, labels: Any = None) -> np.ndarray:
+        """Examples in the data's layout with their beginning kept (`known`, a part of 1: an image's first rows) and the
+        rest drawn; every seed draws another one."""
+        ability, generator = self._ability("complete"), self._generator(seed)
+        if not 0 <= known <= 1:
+            raise InputError(f"known is {known}; give the part that is kept, from 0 to 1")
+        examples = self._examples(x)
+        y = self._labels(len(examples), labels, generator, required=True)
+        with evaluating(self.nets):
+            out = [
+                ability(
+                    self.nets,
+                    block.to(self.device),
+                    known=known,
+                    y=_block(y, k * BLOCK, len(block)),
+                    generator=generator,
+                ).cpu()
+                for k, block in enumerate(examples.split(BLOCK))
+            ]
+        return from_model(torch.cat(out), self.spec)
 
     def interpolate(self, a: Any, b: Any, *, steps: int = 8, path: str = "slerp", labels: Any = None) -> np.ndarray:
         """Decoded codes on the way from codes `a` to codes `b`, both (n, latent): (n, steps, …) in the data's layout.
@@ -178,6 +218,118 @@ class Model:
             labels = np.repeat(np.broadcast_to(np.asarray(labels), (len(start),)), steps)
         x = self.decode(codes.flatten(0, 1).numpy(), labels=labels)
         return x.reshape(len(start), steps, *x.shape[1:])
+
+    def traverse(
+        self,
+        z: Any,
+        *,
+        dimensions: Sequence[int] | None = None,
+        values: Sequence[float] | None = None,
+        labels: Any = None,
+    ) -> np.ndarray:
+        """One code `z` (latent,) decoded with one dimension after the other set to each of `values`, the rest kept:
+        (dimensions, values, …) in the data's layout. All dimensions by default, and seven values from -3 to 3."""
+        start = self._codes(np.asarray(z)[None])[0]
+        rows = range(len(start)) if dimensions is None else dimensions
+        for d in rows:
+            if not 0 <= d < len(start):
+                raise InputError(f"dimension {d} does not exist; this model's codes have 0 to {len(start) - 1}")
+        columns = np.linspace(-3, 3, 7) if values is None else np.asarray(values, dtype=np.float64)
+        if not len(rows) or columns.ndim != 1 or not len(columns) or not np.isfinite(columns).all():
+            raise InputError("give at least one dimension, and at least one finite value to set it to")
+        codes = start.repeat(len(rows), len(columns), 1)
+        for row, d in enumerate(rows):
+            codes[row, :, d] = torch.as_tensor(columns, dtype=torch.float32)
+        x = self.decode(codes.flatten(0, 1).numpy(), labels=labels)
+        return x.reshape(len(rows), len(columns), *x.shape[1:])
+
+    def code_effects(self, *, reach: float = 3.0, draws: int = 16, seed: int = 0, labels: Any = None) -> np.ndarray:
+        """How much each code dimension changes what is decoded, (latent,): the squared distance in the model's range
+        between the examples with it at `reach` and at -`reach`, mean over `draws` codes of the prior."""
+        z = self.draw_codes(draws, seed=seed)
+        low_high = np.repeat(np.repeat(z[None, None], z.shape[1], 0), 2, 1)
+        for d in range(z.shape[1]):
+            low_high[d, 0, :, d], low_high[d, 1, :, d] = -reach, reach
+        x = self._map("decode", torch.from_numpy(low_high.reshape(-1, z.shape[1])), labels)
+        low, high = x.flatten(1).unflatten(0, (z.shape[1], 2, draws)).unbind(1)
+        return (high - low).square().sum(-1).mean(-1).numpy()
+
+    def attribute_vectors(self, x: Any, y: Any, *, labels: Any = None) -> dict[int, np.ndarray]:
+        """For each value of the attribute `y` (n,): the mean code of the examples that have it minus the mean code of
+        those that have not (Larsen et al. 2016, section 4.2). `labels` are a conditional model's."""
+        codes, attribute = self.encode(x, labels=labels).astype(np.float64), np.asarray(y)
+        if attribute.shape != (len(codes),):
+            raise InputError(f"the attribute has shape {attribute.shape}; give one value for each of {len(codes)}")
+        values = np.unique(attribute)
+        if len(values) < 2:
+            raise InputError("every example has the same value of the attribute; a direction needs two")
+        return {
+            value.item(): (codes[attribute == value].mean(0) - codes[attribute != value].mean(0)).astype(np.float32)
+            for value in values
+        }
+
+    def invert(
+        self,
+        x: Any,
+        *,
+        steps: int = 300,
+        restarts: int = 4,
+        seed: int = 0,
+        labels: Any = None,
+        learning_rate: float = 0.1,
+        feature_weight: float = 0.0,
+    ) -> dict[str, np.ndarray]:
+        """Codes of examples by optimisation, for generators without an encoder: {"z": (n, latent), "squared_error":
+        (n,)}, the error summed over dimensions in the model's range.
+
+        Adam from `restarts` draws of the prior, the best of them kept; with a `feature_weight` the distance between
+        the discriminator's features counts beside that of the values. See `twofold.inversion.invert`.
+        """
+        _check_inversion(steps, restarts, learning_rate, feature_weight)
+        decode, examples = self._ability("decode"), self._examples(x)
+        features = self._ability("features") if feature_weight else None
+        y = self._labels(len(examples), labels, self._generator(0), required=True)
+        starts = torch.from_numpy(self.draw_codes(restarts * len(examples), seed=seed)).unflatten(0, (restarts, -1))
+        found: list[tuple[Tensor, Tensor]] = []
+        with evaluating(self.nets):
+            for k in range(0, len(examples), BLOCK):
+                block, start = examples[k : k + BLOCK].to(self.device), starts[:, k : k + BLOCK].to(self.device)
+                own = _block(y, k, len(block))
+                found.append(self._inverted(decode, features, block, start, own, steps, learning_rate, feature_weight))
+        z, error = (torch.cat([part[k] for part in found]).float().cpu().numpy() for k in (0, 1))
+        return {"z": z, "squared_error": error}
+
+    def _inverted(
+        self,
+        decode: Any,
+        features: Any,
+        x: Tensor,
+        starts: Tensor,
+        y: Tensor | None,
+        steps: int,
+        learning_rate: float,
+        feature_weight: float,
+    ) -> tuple[Tensor, Tensor]:
+        def seen(x: Tensor) -> Tensor:
+            return features(self.nets, x, y=labels_of(x))
+
+        def labels_of(batch: Tensor) -> Tensor | None:
+            return None if y is None else y.repeat(len(batch) // len(y))
+
+        try:
+            return invert(
+                lambda z: decode(self.nets, z, y=labels_of(z)),
+                x,
+                starts,
+                steps=steps,
+                learning_rate=learning_rate,
+                features=seen if features else None,
+                feature_weight=feature_weight,
+            )
+        except ValueError:
+            raise InputError(
+                "this model cannot be inverted: its codes are chosen from a codebook; encode instead"
+            ) from None
 
     def translate(
         self, a: Any, *, direction: str = "forward", variants: int = 1, style: Any = None, seed: int = 0
@@ -268,12 +420,24 @@ class Model:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""
         return self._score("elbo", x, seed, labels)
 
-    def log_prob(self, x: Any, *, k: int = 50, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
-        """A lower bound of each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
+    def rate(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """The negative log-likelihood of each example's discrete codes under the trained prior, exact, in nats:
+        {"rate_nats": (n,)}, and per code "nats_per_code" (n,), or one such number for each level of codes."""
+        return self._score("rate", x, seed, labels)
 
-        The importance-weighted bound from `k` draws of the posterior (Burda et al. 2016): on average the ELBO at
-        k = 1, closer to log p(x) with every draw. Publications use k = 5000; its time grows with k.
+    def log_prob(self, x: Any, *, k: int | None = None, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
+        """Each example's log p(x), in nats of the model's range: {"log_prob_nats": (n,)}.
+
+        Exact for a model with the ability `log_prob`, which gives "bits_per_dim" (n,) too and takes no `k`. For one
+        with the ability `iw_bound`, a lower bound: the importance-weighted one from `k` draws of the posterior
+        (default 50; Burda et al. 2016): on average the ELBO at k = 1, closer to log p(x) with every draw. Publications
+        use k = 5000; its time grows with k.
         """
+        if "log_prob" in self.recipe.abilities:
+            if k is not None:
+                raise InputError(f"k is {k!r}, but this model's log p(x) is exact; leave k out")
+            return self._score("log_prob", x, seed, labels)
+        k = 50 if k is None else k
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k is {k!r}; it is a whole number of draws, at least 1")
         return self._score("iw_bound", x, seed, labels, k=k)
@@ -297,13 +461,21 @@ class Model:
 
     def _ability(self, name: str) -> Any:
         if name not in self.recipe.abilities:
-            raise InputError(f"this model cannot {name}; it can {', '.join(self.abilities)}")
+            raise InputError(f"this model cannot {PARTS.get(name, name)}; it can {', '.join(self.abilities)}")
         return self.recipe.abilities[name]
 
     def _generator(self, seed: int) -> torch.Generator:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise InputError(f"seed is {seed!r}; it is a whole number from 0 to 2^63 - 1")
         return torch.Generator(self.device).manual_seed(seed)
+
+    def _codes(self, z: Any) -> Tensor:
+        """The user's codes as a float32 tensor (n, latent)."""
+        codes = torch.as_tensor(np.asarray(z), dtype=torch.float32)
+        size = self.draw_codes(1).shape[1]
+        if codes.dim() != 2 or codes.shape[1] != size:
+            raise InputError(f"codes have shape {tuple(codes.shape)}; this model decodes (n, {size})")
+        return codes
 
     def _examples(self, x: Any) -> Tensor:
         """The user's arrays as the model sees them."""
@@ -336,6 +508,17 @@ class Model:
             raise InputError(f"labels do not fit: give 1 or {n} whole numbers from 0 to {classes - 1}")
         y = y.expand(n)
         return torch.cat([y, y[-1:].expand(-n % BLOCK)])
+
+
+def _check_inversion(steps: int, restarts: int, learning_rate: float, feature_weight: float) -> None:
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; it is a whole number, at least 1")
+    if not 0 < learning_rate < math.inf or not 0 <= feature_weight < math.inf:
+        raise InputError(
+            f"learning_rate is {learning_rate} and feature_weight {feature_weight}; give finite numbers, "
+            "the rate above 0 and the weight from 0"
+        )
 
 
 def _block(y: Tensor | None, start: int, length: int = BLOCK) -> Tensor | None:

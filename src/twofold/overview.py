@@ -22,11 +22,12 @@ PAPER_PAIRS = Spec("image", (3, 256, 256), layout="HWC", input=Spec("image", (3,
 
 
 def example(name: str) -> Spec:
-    """What `show` builds the recipe of that name for."""
-    kinds = recipes.find(name).data_kinds
-    if not kinds[0].endswith("pair"):
-        return EXAMPLE
-    return PAIRS if "vector-pair" in kinds else PAPER_PAIRS
+    """What `show` builds the recipe of that name for: `EXAMPLE`, or colour images of the one size that the recipe's
+    networks are made for, or pairs."""
+    entry = recipes.find(name)
+    if entry.data_kinds[0].endswith("pair"):
+        return PAIRS if "vector-pair" in entry.data_kinds else PAPER_PAIRS
+    return EXAMPLE if entry.side is None else Spec("image", (3, entry.side, entry.side), classes=10)
 
 
 def show(name: str, *, spec: Spec | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -70,6 +71,6 @@ def value_text(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def _build(name: str, spec: Spec, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
+def _build(name: str, spec: Spec | None, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
-        return recipes.build(name, spec, options)
+        return recipes.build(name, spec or example(name), options)

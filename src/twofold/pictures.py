@@ -111,6 +111,62 @@ def interpolation_grid(rows: Tensor | Sequence[Pixels], *, padding: int = 2, sca
     return _paste(tiles, len(tiles[0]), padding, scale)
 
 
+def labelled_grid(
+    rows: Sequence[tuple[str, Pixels]], *, columns: Sequence[str] = (), padding: int = 2, scale: int | None = None
+) -> Image.Image:
+    """Rows of images, which may differ in length, with words to the left of each row and above the columns.
+
+    Images are enlarged until the words above fit. Otherwise as `image_grid`.
+    """
+    from PIL import Image, ImageDraw
+
+    if not rows:
+        raise InputError("a labelled grid needs at least one row; none was given")
+    tiles = _same_colours([_tiles(images) for _, images in rows])
+    if len({row.shape[1:3] for row in tiles}) > 1:
+        shapes = ", ".join(str(tuple(row.shape[1:3])) for row in tiles)
+        raise InputError(f"the rows of a grid differ in (height, width): {shapes}; give equal ones")
+    count, width = max(len(row) for row in tiles), tiles[0].shape[2]
+    _check_layout(count, padding, scale)
+    font = _font(13)
+    if scale is None:
+        widest = max((font.getlength(word) for word in columns), default=0)
+        fits = max(1, min(MAX_SIDE // (count * width), MAX_SIDE // (len(rows) * tiles[0].shape[1])))
+        wanted = max(MIN_WIDTH / (count * width), (widest + 6) / width)
+        scale = max(1, min(math.ceil(wanted), fits))
+    grid = _paste(tiles, count, padding, scale).convert("RGB")
+    left = math.ceil(max(font.getlength(word) for word, _ in rows)) + (12 if any(word for word, _ in rows) else 0)
+    top = 22 if columns else 0
+    canvas = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    canvas.paste(grid, (left, top))
+    draw = ImageDraw.Draw(canvas)
+    step_y, step_x = (grid.height - padding) / len(rows), (grid.width - padding) / count
+    for k, (word, _) in enumerate(rows):
+        draw.text((left - 6, top + padding / 2 + (k + 0.5) * step_y), word, fill=_INK, font=font, anchor="rm")
+    for k, word in enumerate(columns):
+        draw.text((left + padding / 2 + (k + 0.5) * step_x, top / 2), word, fill=_INK, font=font, anchor="mm")
+    return canvas
+
+
+def error_maps(x: Tensor, x_rec: Tensor) -> NDArray[np.uint8]:
+    """Where images and their reconstructions differ, (batch, height, width, 3): the absolute difference in the range
+    of models, mean over channels, from black at 0 to light yellow at the largest of the whole batch."""
+    from matplotlib import colormaps
+
+    error = (x.double() - x_rec.double()).abs().mean(dim=1).cpu().numpy()
+    return np.asarray(colormaps["inferno"](error / max(float(error.max()), 1e-12), bytes=True))[..., :3]
+
+
+def _font(size: int) -> Any:
+    """matplotlib's own sans serif, which has Greek and Σ; Pillow's default has not."""
+    from pathlib import Path
+
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """`image` as a PNG file; equal pictures give equal bytes."""
     buffer = io.BytesIO()
@@ -370,15 +426,17 @@ def curves(
     records: Sequence[Mapping[str, Any]],
     *,
     skip: Iterable[str] = ("examples", "seconds", "examples_per_second", "step", "stage", "epoch"),
+    skip_starting: tuple[str, ...] = ("probe_", "gradient_norm"),
 ) -> Image.Image:
     """The metrics of a run, one panel for each, over the examples seen.
 
     records: as `Run.metrics` gives them. A faint line joins the recorded values, a bold one is their running mean
     over a twentieth of the run. Values that are not finite leave a gap and a red mark on the axis. The scale is
     logarithmic when all values are positive and span a factor of 200 or more. At most 24 metrics are shown; a line says
-    how many are not. Values that are not numbers are left out.
+    how many are not. Values that are not numbers are left out, and so are metrics named in `skip` or that start with
+    one of `skip_starting`.
     """
-    series = _series(records, frozenset(skip))
+    series = _series(records, frozenset(skip), skip_starting)
     names = list(series)[:CURVES]
     if not names:
         return _empty("no metrics yet")
@@ -393,13 +451,15 @@ def curves(
 
 
 def _series(
-    records: Sequence[Mapping[str, Any]], skip: frozenset[str]
+    records: Sequence[Mapping[str, Any]], skip: frozenset[str], skip_starting: tuple[str, ...]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """{metric: (examples, values)} in the order in which the metrics first appear."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for name, value in record.items():
-            if name not in skip and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            if name in skip or name.startswith(skip_starting):
+                continue
+            if isinstance(value, numbers.Real) and not isinstance(value, bool):
                 found.setdefault(name, []).append((float(record["examples"]), float(value)))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in found.items()}
 

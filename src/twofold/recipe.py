@@ -14,10 +14,22 @@ from twofold.game import Stage
 from twofold.spec import Spec
 
 ABILITIES = (
-    *("sample", "encode", "decode", "reconstruct", "interpolate", "elbo", "classify", "iw_bound"),
+    *("sample", "encode", "decode", "reconstruct", "interpolate", "complete"),
+    *("elbo", "classify", "iw_bound", "log_prob", "rate"),
     *("translate", "translate_back", "style", "couple"),
 )
 """What a trained model may be asked for. `interpolate` needs nothing of its own beside `prior` and `decode`."""
+
+
+PARTS = {
+    "prior": "draw codes",
+    "style_prior": "draw styles",
+    "code_rates": "give the KL of each dimension of its code",
+    "judge": "judge examples, for it has no discriminator of data",
+    "features": "give features of examples, for it has no discriminator of data with hidden layers",
+}
+"""Abilities that a model is not asked for by name, as `interpolate`, `traverse` and `score` are made of them; each with
+what a model without it cannot do."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,15 @@ class Recipe:
     - `decode(nets, z, *, y)` → x, `encode(nets, x, *, y)` → z, `reconstruct(nets, x, *, y)` → x
     - `classify(nets, x, *, y)` → probabilities (n, classes or clusters)
     - `elbo(nets, x, *, y, generator)` → {"rate_nats": (n,), "distortion_nats": (n,)}; ELBO = -(rate + distortion)
+    - `rate(nets, x, *, y, generator)` → {"rate_nats": (n,), …}: exactly -log p of the discrete codes of x under the
+      trained prior, and the same per code as "nats_per_code…"
     - `iw_bound(nets, x, *, y, generator, k)` → {"log_prob_nats": (n,)}: a lower bound of log p(x) from k draws
+    - `log_prob(nets, x, *, y, generator)` → {"log_prob_nats": (n,), "bits_per_dim": (n,)}: log p(x) itself
+    - `complete(nets, x, *, known, y, generator)` → x: its first part, `known` of 1, kept and the rest drawn
+
+    - `code_rates(nets, x, *, y)` → (n, latent): each dimension's KL from posterior to prior in nats, in closed form
+    - `judge(nets, x, *, y)` → (n,): the discriminator's output, larger for what it takes for data
+    - `features(nets, x, *, y)` → (n, features): the discriminator's last hidden layer before its norm, flattened
 
     Of pairs (a, x):
 
@@ -85,17 +105,16 @@ POSITIVE = frozenset(
 )
 NOT_NEGATIVE = frozenset(
     (
-        "depth",
-        "hidden",
-        "blocks",
-        "pool",
-        "noise",
-        "penalty_weight",
-        "weight_decay",
-        "decay_floor",
+        *("depth", "hidden", "blocks", "pool", "noise", "penalty_weight", "weight_decay", "decay_floor"),
         "equilibrium_margin",
     )
 )
+LAYERS = frozenset(
+    ("depth", "code_depth", "depth_discriminator", "blocks", "halvings", "positions", "categorical_codes")
+)
+LAYERS_LIMIT, SIZE_LIMIT, EXAMPLES_LIMIT = 1000, 2**20, 10**12
+"""A record from elsewhere must not ask for millions of layers, each of which costs time to build, nor for sizes whose
+products are no 64-bit numbers."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -103,6 +122,9 @@ def _check_range(name: str, value: Any) -> None:
         return
     require(math.isfinite(value), f"option {name} is {value}; give a finite number")
     require(name not in COUNTS or value >= 1, f"{name} is {value}; it starts at 1")
+    counts_examples = name.endswith(("_examples", "_begin"))
+    limit = LAYERS_LIMIT if name in LAYERS else EXAMPLES_LIMIT if counts_examples else SIZE_LIMIT
+    require(isinstance(value, float) or abs(value) <= limit, f"{name} is {value}; it ends at {limit:,}")
     require(name not in POSITIVE or value > 0, f"{name} is {value}; it must be above 0")
     require(name not in NOT_NEGATIVE or value >= 0, f"{name} is {value}; it starts at 0")
     require(name not in ("beta1", "beta2") or 0 <= value < 1, f"{name} is {value}; allowed: from 0 to below 1")

@@ -39,6 +39,7 @@ def write_report(
     cost: Mapping[str, Any],
     pictures: Mapping[str, bytes],
     command: str,
+    health: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes report.html into `run` and returns its path.
 
@@ -48,6 +49,7 @@ def write_report(
     "examples", "seconds" and "device" are also named at the top.
     pictures: {name: PNG}; "samples", "reconstructions" and "curves" have their places, others follow under their names.
     command: how to do it again.
+    health: the alarms of the run as health.json has them; None: nobody watched.
 
     What `pictures` lacks is taken from the run: "samples" and "reconstructions" from the latest of samples/EXAMPLES.png
     and samples/reconstructions-EXAMPLES.png, "curves" drawn from the metrics. The first, some and the last of
@@ -57,14 +59,14 @@ def write_report(
     if the page cannot be written.
     """
     stored = _stored_pictures(run)
-    shown = {name: _picture(name, data) for name, data in pictures.items()}
+    shown = {name: embedded(name, data) for name, data in pictures.items()}
     for kind in ("samples", "reconstructions"):
         if kind not in shown and stored.get(kind):
             shown[kind] = _read_picture(run, *stored[kind][-1])
     if "curves" not in shown:
-        shown["curves"] = _picture("curves", _draw_curves(run))
+        shown["curves"] = embedded("curves", _draw_curves(run))
     config = run.config
-    page = _template().render(
+    page = page_template("report.html").render(
         recipe=_short(config.get("recipe", "a model")),
         data=_short(config.get("data", "data")),
         summary=_summary(cost),
@@ -76,25 +78,33 @@ def write_report(
         routing=routing,
         phases=phases,
         networks=_network_table(networks),
-        cost=[(_words(name), _quantity(name, value)) for name, value in cost.items()],
-        config=list(_flat(config)),
+        cost=[(_words(name), quantity(name, value)) for name, value in cost.items()],
+        config=list(_flat(_public(config))),
         command=command,
+        health=health,
         run_name=run.path.name,
     )
     return run.write_text("report.html", page)
 
 
-def _template() -> Any:
+def page_template(name: str) -> Any:
+    """The page of that name, with the style that all pages share; all text put into it is escaped."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def text(file: str) -> str:
+        return files("twofold").joinpath(file).read_text(encoding="utf-8")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files("twofold").joinpath("report.html").read_text(encoding="utf-8"))
+    environment.globals["style"] = Markup(text("report.css"))
+    return environment.from_string(text(name))
 
 
 # Pictures --------------------------------------------------------------------------------------------------------
 
 
-def _picture(name: str, data: bytes, caption: str | None = None) -> _Picture:
+def embedded(name: str, data: bytes, caption: str | None = None) -> _Picture:
+    """A PNG as it stands in a page. Raises `InputError` for anything else."""
     if data[:8] != _PNG or len(data) < 24:
         raise InputError(f"the picture {name!r} is not a PNG file; give the bytes of `png_bytes`")
     width, height = struct.unpack(">II", data[16:24])
@@ -113,7 +123,7 @@ def _stored_pictures(run: Run) -> dict[str, list[tuple[int, str]]]:
 
 
 def _read_picture(run: Run, examples: int, file: str) -> _Picture:
-    return _picture(file, run.read_bytes(file), f"after {examples:,} examples")
+    return embedded(file, run.read_bytes(file), f"after {examples:,} examples")
 
 
 def _spread(entries: Sequence[tuple[int, str]], count: int) -> list[tuple[int, str]]:
@@ -148,7 +158,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _quantity(name: str, value: Any) -> str:
+def quantity(name: str, value: Any) -> str:
+    """A value as text, in the unit that its name says."""
     if not _is_number(value):
         return _text(value)
     if name == "seconds" or name.endswith("_seconds"):
@@ -201,6 +212,22 @@ def _short(value: Any) -> str:
     return str(value)[:80]
 
 
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without what says where on this machine things lie: reports are passed on."""
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        return dict(config)
+    options = data.get("options")
+    shown = {key: value for key, value in data.items() if key != "path_from_run"}
+    shown["source"] = _last_name(data.get("source"))
+    shown["options"] = {k: _last_name(v) for k, v in options.items()} if isinstance(options, Mapping) else options
+    return {**config, "data": shown}
+
+
+def _last_name(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def _flat(record: Any, prefix: str = "") -> Sequence[tuple[str, str]]:
     """A nested record as rows (dotted name, text)."""
     if isinstance(record, Mapping) and record:
@@ -213,7 +240,7 @@ def _flat(record: Any, prefix: str = "") -> Sequence[tuple[str, str]]:
 def _network_table(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Columns in the order of their first appearance, cells as text, and the sum of the parameters."""
     columns = list(dict.fromkeys(key for network in networks for key in network))
-    rows = [[_quantity(key, network[key]) if key in network else "" for key in columns] for network in networks]
+    rows = [[quantity(key, network[key]) if key in network else "" for key in columns] for network in networks]
     counts = [network["parameters"] for network in networks if _is_number(network.get("parameters"))]
     numeric = [all(_is_number(network[key]) for network in networks if key in network) for key in columns]
     return {"columns": [_words(key) for key in columns], "rows": rows, "numeric": numeric, "total": f"{sum(counts):,}"}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from twofold.errors import InputError
 from twofold.game import Batch, Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior, sample_normal, split_mean_log_var
-from twofold.nets.build import build_decoder, build_encoder
+from twofold.nets.augment import augmentation
+from twofold.nets.build import Discriminator, build_decoder, build_encoder
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe
 from twofold.spec import Spec
@@ -60,8 +61,14 @@ class LikelihoodDecoder(nn.Module):
 
 def levels(spec: Spec) -> int:
     """Number of values a pixel can take: of whole-number images what their range holds, otherwise 256."""
-    whole = spec.kind == "image" and spec.dtype.startswith(("int", "uint"))
+    whole = spec.kind == "image" and spec.dtype.startswith(("int", "uint", "bool"))
     return round(spec.high - spec.low) + 1 if whole else 256
+
+
+def draw_binary(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Each grey value of x in [-1, 1] as the probability of +1 against -1."""
+    uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return torch.where(uniform < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
 
 
 def convolves(arch: str, spec: Spec) -> bool:
@@ -117,8 +124,12 @@ def autoencoder_abilities(latent: int, mean: Callable[..., Tensor]) -> dict[str,
     def decode(nets: nn.ModuleDict, z: Tensor, *, y: Tensor | None = None) -> Tensor:
         return mean(nets, z, y)
 
+    def code_rates(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        return kl_normal_per_dimension(*split_mean_log_var(nets["encoder"](x, y)))
+
     return {
         "prior": draw,
+        "code_rates": code_rates,
         "encode": encode,
         "decode": decode,
         "reconstruct": lambda nets, x, *, y=None: decode(nets, encode(nets, x, y=y), y=y),
@@ -196,11 +207,11 @@ def variational_players(
     config: Any, encoder: nn.Module, decoder: nn.Module, *, optimizer: Any = None, lr_factor: Any = None
 ) -> dict[str, Player]:
     """Encoder and decoder with Adam at the Config's rate, unless there is another `optimizer`."""
-    adam = optimizer or partial(torch.optim.Adam, lr=config.learning_rate)
+    optimizer = optimizer or partial(torch.optim.Adam, lr=config.learning_rate)
     return {
-        "encoder": Player(encoder, adam, lr_factor, config.clip_norm),
+        "encoder": Player(encoder, optimizer, lr_factor, config.clip_norm),
         "decoder": Player(
-            decoder, adam, lr_factor, config.clip_norm, ema_half_life_examples=config.ema_half_life_examples
+            decoder, optimizer, lr_factor, config.clip_norm, ema_half_life_examples=config.ema_half_life_examples
         ),
     }
 
@@ -216,14 +227,20 @@ def variational_abilities(latent: int) -> dict[str, Callable[..., Any]]:
     return abilities | {"elbo": elbo, "iw_bound": iw_bound}
 
 
-def variational_autoencoder(config: Any, spec: Spec, *, kl: Term) -> Recipe:
+VARIATIONAL_OPTIMIZERS = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
+
+
+def variational_autoencoder(
+    config: Any, spec: Spec, *, kl: Term, networks: tuple[nn.Module, LikelihoodDecoder]
+) -> Recipe:
     """Encoder, decoder with a likelihood, and one phase: the given row of the KL beside the reconstruction's.
 
     `config` has the fields that the Configs of `vae` and `beta-vae` share.
     """
     rollout = partial(autoencode, conditional=config.conditional)
+    optimizer = partial(VARIATIONAL_OPTIMIZERS[config.optimizer], lr=config.learning_rate)
     game = Game(
-        players=variational_players(config, *variational_networks(config, spec)),
+        players=variational_players(config, *networks, optimizer=optimizer),
         phases=(Phase("autoencoder", rollout, (kl, reconstruction_term())),),
     )
     return Recipe((Stage("train", game),), spec, variational_abilities(config.latent), config.conditional)
@@ -278,13 +295,16 @@ def adversarial_game(
     noise: str,
     conditional: bool,
     critic_plays: int = 1,
+    augment: str = "none",
 ) -> Game:
     """Alternating play of "generator" and "discriminator": `critic_plays` plays of the discriminator on fresh
-    batches, then one of the generator."""
+    batches, then one of the generator. The discriminator, and its penalty, see images through `augment`."""
     fake = partial(generate, latent=latent, noise=noise, conditional=conditional)
 
     def judge(state: State, x: Tensor, x_fake: Tensor) -> dict[str, Tensor]:
         y = labels(state.batch, conditional)
+        seen = augmentation(augment, x, generator=state.generator)
+        x, x_fake = seen(x), seen(x_fake)
         real_logits, fake_logits = call_together(state.nets["discriminator"], x, x_fake, ys=(y, y))
         return {"x": x, "x_fake": x_fake, "real_logits": real_logits, "fake_logits": fake_logits}
 
@@ -294,7 +314,9 @@ def adversarial_game(
     def deceive(state: State) -> dict[str, Tensor]:
         if loss.needs_real:
             return judge(state, state.batch["x"], fake(state))
-        return {"fake_logits": state.nets["discriminator"](fake(state), labels(state.batch, conditional))}
+        x_fake = fake(state)
+        seen = augmentation(augment, x_fake, generator=state.generator)
+        return {"fake_logits": state.nets["discriminator"](seen(x_fake), labels(state.batch, conditional))}
 
     def generator_loss(state: State) -> Tensor:
         return loss.generator(state["fake_logits"], state["real_logits"] if loss.needs_real else None)
@@ -338,6 +360,21 @@ def generator_abilities(latent: int, noise: str) -> dict[str, Callable[..., Any]
         "decode": decode,
         "sample": lambda nets, n, *, y=None, generator: decode(nets, draw(nets, n, generator=generator), y=y),
     }
+
+
+def critic_abilities(critic: nn.Module) -> dict[str, Callable[..., Any]]:
+    """`judge`, and `features` if it has hidden layers, of the player "discriminator", which is `critic` and sees data
+    and, in a conditional model, the labels."""
+
+    def judge(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        return nets["discriminator"](x, y)
+
+    def features(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        net = cast(Discriminator, nets["discriminator"])
+        return net.forward_with_features(x, y, layer=net.blocks)[1].flatten(1)
+
+    deep = isinstance(critic, Discriminator) and critic.blocks > 0
+    return {"judge": judge} | ({"features": features} if deep else {})
 
 
 class Generator(nn.Module):

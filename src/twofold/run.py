@@ -4,10 +4,13 @@
         config.json                      one record: recipe, config, spec, data, train settings, versions
         metrics.jsonl                    one record a line, each with "examples"
         samples/*.png
+        best.json                        the best checkpoint so far, if the run keeps one
         checkpoints/000000005000/        named by the examples seen
             weights.safetensors …        tensors
             state.json                   the caller's JSON, and size and SHA-256 of every file beside it
+        kept/NAME.safetensors            what can be computed again (a split's codes), beside NAME.json
         curves.png, report.html
+        .lock                            locked by the process that writes the run, while it lives
 
 Two promises. **At no instant is there a directory that cannot be read**: every file is written beside its place, forced
 to disk and renamed into it, so that a crash leaves the old file or the new one. **Reading runs no code and trusts no
@@ -28,6 +31,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,7 +60,12 @@ EXAMPLES_LIMIT = 10**12
 
 _CHECKPOINT = re.compile(r"[0-9]{12}")
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_OWN = ("config.json", "metrics.jsonl", "checkpoints")
+_LOCK = ".lock"
+_OWN = ("config.json", "metrics.jsonl", "best.json", "checkpoints", "kept", _LOCK)
+
+
+class BusyError(InputError):
+    """Another process is writing this run."""
 
 
 class SaveError(InputError):
@@ -189,7 +198,7 @@ def _read(path: Path, limit: int) -> bytes:
         if status.st_size > limit:
             raise InputError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
         with open(path, "rb") as file:
-            return file.read(limit)
+            return file.read(min(limit, status.st_size))  # `read` makes room for all that it is asked for
     except OSError as error:
         raise InputError(f"cannot read {path}: {_one_line(error)}") from error
 
@@ -205,6 +214,76 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+# The lock --------------------------------------------------------------------------------------------------------
+#
+# A lock of the operating system on an open file: it ends with the process, however that ends, so nothing stale is ever
+# left. The holder removes the file before it lets go; who opened it meanwhile notices, and opens the next one.
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of the run directory `path`. Raises `BusyError` if another holder lives, here or elsewhere."""
+    file = path / _LOCK
+    while True:
+        with _saving(file):
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _take(handle, path)
+            if not _is_at(handle, file):
+                continue  # finally closes it
+            with suppress(OSError):  # a full disk: the number is for the message above only
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open file: there it stays
+                    os.unlink(file)
+            return
+        finally:
+            os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    try:
+        _lock(handle)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            message = f"{path} is on a disk that knows no locks ({_one_line(error)}); choose another --out"
+            raise SaveError(message) from error
+        message = f"another process{_holder(handle)} is writing {path}; wait for it, or choose another --out"
+        raise BusyError(message) from None
+
+
+def _is_at(handle: int, file: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 2**30, os.SEEK_SET)  # beyond the content, which others may then read
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(handle: int) -> str:
+    """ " (process 4711)" as the holder wrote it."""
+    with suppress(OSError):
+        number = os.read(handle, 20)
+        if number.isdigit():
+            return f" (process {number.decode()})"
+    return ""
 
 
 # The run ---------------------------------------------------------------------------------------------------------
@@ -223,7 +302,7 @@ class Checkpoint:
 class Run:
     """One run directory. Make it with `Run.create` or `Run.open`.
 
-    One process writes at a time; any number may read, also while it is written.
+    One process writes at a time, inside `writing`; any number may read, also while it is written.
 
     >>> import tempfile, torch
     >>> run = Run.create(tempfile.mkdtemp() + "/first", {"recipe": "vae"})
@@ -260,13 +339,33 @@ class Run:
         _refuse_occupied(path)
         made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
         try:
-            write_file(path / "config.json", record)
+            with _saving(path):
+                path.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                _refuse_occupied(path)  # once more: two processes may have come here at the same time
+                write_file(path / "config.json", record)
         except BaseException:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
             raise
         return cls.open(path)
+
+    @contextmanager
+    def writing(self) -> Iterator[Run]:
+        """Holds the run for this process: as long as the context is open nobody else enters it.
+
+        Raises `BusyError` if another process, or another part of this one, is inside, and `SaveError` if the directory
+        cannot be written. The lock is the operating system's: it ends with the process, also by `kill -9`.
+
+        >>> import tempfile
+        >>> run = Run.create(tempfile.mkdtemp() + "/first", {})
+        >>> with run.writing() as run:
+        ...     _ = run.write_text("note.txt", "mine")
+        """
+        with _locked(self._path):
+            _sweep_files(self._path)
+            yield type(self).open(self._path)  # as it is now: who held it before may have changed it
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:
@@ -366,12 +465,13 @@ class Run:
         """
         return [record for _, record in self._metrics_lines()]
 
-    def truncate_metrics(self, examples: int) -> None:
-        """Drops the records after `examples`, in one indivisible step: on resuming from that checkpoint."""
+    def truncate_metrics(self, examples: int, records: int | None = None) -> None:
+        """Drops the records after `examples`, and after the first `records`, in one indivisible step: on resuming from
+        the checkpoint that was saved when there were so many."""
         path = self._inside("metrics.jsonl")
         if path.exists():
-            kept = (line for line, record in self._metrics_lines() if record["examples"] <= examples)
-            write_file(path, b"".join(kept))
+            kept = [line for line, record in self._metrics_lines() if record["examples"] <= examples]
+            write_file(path, b"".join(kept[:records]))
 
     def _metrics_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self._inside("metrics.jsonl")
@@ -398,8 +498,9 @@ class Run:
         """Saves one moment of training under the number of examples seen.
 
         `tensors` maps file names without suffix ("weights") to named tensors, `state` is JSON. The checkpoint appears
-        whole or not at all. Then older complete ones beyond `keep` go, and so do all with a larger number: they belong
-        to a course of training that was left by resuming before them. Afterwards this one is the latest.
+        whole or not at all. Then older complete ones beyond `keep` go, but for the best (`mark_best`), and so do all
+        with a larger number: they belong to a course of training that was left by resuming before them. Afterwards this
+        one is the latest.
 
         Raises `SaveError` if it cannot be written: the checkpoints before it are untouched, the half-written one is
         removed. Raises `ValueError` or `TypeError` for names, numbers or values that cannot be stored.
@@ -424,7 +525,8 @@ class Run:
                 _remove(temporary)
                 raise
         try:
-            _prune(parent, examples, keep)
+            best = self.best()
+            _prune(parent, examples, keep, best["examples"] if best else None)
         except OSError as error:
             raise SaveError(f"saved {final}, but cannot remove an older one: {_one_line(error)}") from error
 
@@ -432,8 +534,27 @@ class Run:
         """Numbers of examples of the complete checkpoints, ascending. Sizes are checked here, checksums on loading."""
         return _complete(self._inside("checkpoints"))
 
-    def load_checkpoint(self, examples: int | None = None) -> Checkpoint:
-        """The checkpoint at `examples`, by default the latest.
+    def mark_best(self, examples: int, metric: str, value: float) -> None:
+        """Says that the checkpoint at `examples` is the best, by this value of this metric: later saves keep it.
+
+        Raises `InputError` if it is not there, `SaveError` if that cannot be written.
+        """
+        if examples not in self.checkpoints():
+            raise InputError(f"{self._path} has no checkpoint {examples} that could be the best")
+        write_json(self._inside("best.json"), {"examples": examples, "metric": metric, "value": value})
+
+    def best(self) -> dict[str, Any] | None:
+        """{"examples", "metric", "value"} of the best checkpoint; None if none was marked, or it is gone."""
+        path = self._inside("best.json")
+        if not path.exists():
+            return None
+        record = read_json(path)
+        if not isinstance(record, dict) or not _is_count(record.get("examples")):
+            raise InputError(f"{path} does not say which checkpoint is the best; remove it")
+        return record if record["examples"] in self.checkpoints() else None
+
+    def load_checkpoint(self, examples: int | str | None = None) -> Checkpoint:
+        """The checkpoint at `examples`, by default the latest; "best": the one that `mark_best` named.
 
         Raises `InputError` if there is none, and if it is damaged: then the message names the file and the newest good
         checkpoint.
@@ -443,7 +564,11 @@ class Run:
         if not numbers:
             raise InputError(f"{self._path} has no checkpoint yet; train until the first one is saved")
         chosen = numbers[-1] if examples is None else examples
-        if chosen not in numbers:
+        if chosen == "best":
+            if (best := self.best()) is None:
+                raise InputError(f"{self._path} keeps no best checkpoint; train with --keep-best or give a number")
+            chosen = best["examples"]
+        if not isinstance(chosen, int) or chosen not in numbers:
             known = ", ".join(map(str, numbers))
             raise InputError(f"{self._path} has no checkpoint {chosen}; there is: {known}")
         try:
@@ -451,6 +576,42 @@ class Run:
         except _DamagedError as damage:
             rest = _newest_good(parent, numbers, chosen)
             raise InputError(f"checkpoint {chosen:012d} is damaged: {damage}; {rest}") from None
+
+    # What can be computed again
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor], key: str) -> None:
+        """Keeps tensors that can be computed again, under a `key` that says from what they were computed.
+
+        Raises `SaveError` if they cannot be written, `ValueError` for a name that cannot be a file's.
+        """
+        _check_names({name: tensors})
+        folder = self._inside("kept")
+        path = folder / f"{name}.safetensors"
+        temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+        with _saving(path):
+            folder.mkdir(exist_ok=True)
+            try:
+                _write_tensors(temporary, tensors)
+                entry = {"key": key, "bytes": temporary.stat().st_size, "sha256": _file_sha256(temporary)}
+                os.replace(temporary, path)
+            except BaseException:
+                _remove(temporary)
+                raise
+            # A crash between the two leaves a checksum that does not fit, and `kept` finds nothing.
+            write_file(folder / f"{name}.json", json_bytes(entry))
+
+    def kept(self, name: str, key: str) -> dict[str, Tensor] | None:
+        """The tensors kept under this name and key; None if there are none, or none that are whole."""
+        _check_names({name: {}})
+        path = self._inside(f"kept/{name}.safetensors")
+        try:
+            entry = read_json(self._inside(f"kept/{name}.json"))
+            if not isinstance(entry, dict) or entry.get("key") != key:
+                return None
+            _check_file(path, entry["bytes"])
+            return _read_tensors(path, entry)
+        except (InputError, KeyError, _DamagedError):
+            return None
 
 
 def _refuse_occupied(path: Path) -> None:
@@ -462,13 +623,14 @@ def _refuse_occupied(path: Path) -> None:
         raise InputError(f"there is a run at {path} already; continue it with --resume or choose another --out")
     try:
         # A `create` that was killed leaves its temporary: that is still an empty directory.
-        other = sorted(name for name in os.listdir(path) if not _is_temporary(name))
+        other = sorted(name for name in os.listdir(path) if not _is_temporary(name) and name != _LOCK)
     except OSError as error:
         raise InputError(f"cannot read {path}: {_one_line(error)}; choose another --out") from error
     if other:
         raise InputError(f"{path} is not empty and not a run (it holds {other[0]!r}); choose another --out")
     for name in os.listdir(path):
-        _remove(path / name)
+        if name != _LOCK:
+            _remove(path / name)
 
 
 def _newer(what: str, kind: str, given: int, known: int) -> InputError:
@@ -656,6 +818,28 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _sync_directory(final.parent)
 
 
+def _sweep_files(folder: Path) -> None:
+    """Removes the temporaries that killed processes left in the run. Those of a living one may be about to get their
+    names: `sample` writes into a run while another process trains it."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            if _is_temporary(name) and not _lives(name.split(".")[-2]):
+                _remove(Path(directory, name))
+
+
+def _lives(process: str) -> bool:
+    """Whether there may be a process of that number."""
+    if sys.platform == "win32" or not re.fullmatch("[0-9]{1,9}", process):
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return int(process) != os.getpid()
+
+
 def _sweep(parent: Path) -> None:
     """Finishes what a killed save left: temporaries go; a checkpoint that was being replaced gets its name back."""
     for name in os.listdir(parent):
@@ -670,9 +854,10 @@ def _sweep(parent: Path) -> None:
                 os.replace(path, final)
 
 
-def _prune(parent: Path, newest: int, keep: int) -> None:
+def _prune(parent: Path, newest: int, keep: int, best: int | None) -> None:
     older = [number for number in _complete(parent) if number < newest]
-    kept = {newest, *older[::-1][: keep - 1]}
+    # A best one beyond the newest belongs to a course of training that was left.
+    kept = {newest, *older[::-1][: keep - 1], *({best} & set(older))}
     for number in _numbered(parent):
         if number not in kept:
             # Renamed first, so that a kill while its files go leaves no half checkpoint under a number.

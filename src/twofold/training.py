@@ -7,13 +7,17 @@ in the data (a function of the examples seen) and the schedules (functions of th
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +26,18 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, Split, from_model, load, to_model
-from twofold.device import autocast, choose_device, peak_memory_bytes
+from twofold.data import Batches, Data, Split, from_model, is_built_in, load, ordered, to_model
+from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
+from twofold.health import Monitor, alarm_names, stored_events
 from twofold.model import Model, evaluating, record_of, restore
+from twofold.probing import Probes, observe
+from twofold.processes import ALONE, Processes, joined, synchronise
 from twofold.recipe import Recipe, optimizer_text
+from twofold.resuming import restore_progress, restore_random, saved_seconds, saved_stage
 from twofold.run import Run, flatten_state, unflatten_state
+from twofold.spec import Spec
 
 PICTURES = 9
 """Sample grids written along a run, the first before training and the last after it."""
@@ -38,6 +47,10 @@ CURVES_SECONDS = 30.0
 """curves.png is drawn anew with a sample grid if at least this much training lies between: drawing takes a second."""
 SHOWN = 64
 """Samples in a grid."""
+VIEWED = 256
+"""Examples at a time when a stage's view of the whole training split is computed."""
+FEW = 256
+"""Test examples whose exact log-likelihood is logged with each grid."""
 
 
 TRANSLATED = 8
@@ -51,6 +64,10 @@ class Interrupted(KeyboardInterrupt):
 
 class TrainingError(RuntimeError):
     """Training cannot go on: a term was not finite. The message names the term and the last good checkpoint."""
+
+
+class AlarmError(RuntimeError):
+    """The run ended because of an alarm it was told to stop on. The state is saved; the message says how to go on."""
 
 
 class Watch(Protocol):
@@ -81,6 +98,10 @@ class Settings:
     accumulate: int = 1
     """Parts in which a batch is computed before a move."""
     on_nonfinite: str = "stop"
+    stop_on: str | None = None
+    """Alarms that end the run, "mode-collapse,non-finite"; see `twofold.health.ALARMS`."""
+    keep_best: str | None = None
+    """Keep the checkpoint at which a quantity of metrics.jsonl is best: "max:test_elbo_nats", "min:kl"."""
 
     def __post_init__(self) -> None:
         for name in ("examples", "batch_size", "accumulate"):
@@ -96,6 +117,12 @@ class Settings:
             raise InputError(f"seed is {self.seed}; it is a 64-bit whole number")
         if self.on_nonfinite not in ("stop", "skip"):
             raise InputError(f"on_nonfinite is {self.on_nonfinite!r}; allowed: stop, skip")
+        if self.stop_on is not None:
+            alarm_names(self.stop_on)
+        if self.keep_best is not None:
+            way, colon, metric = self.keep_best.partition(":")
+            if way not in ("min", "max") or not colon or not metric:
+                raise InputError(f"keep_best is {self.keep_best!r}; say which way is better: max:{self.keep_best}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +136,7 @@ class Plan:
     data_record: dict[str, Any]
     settings: Settings
     device: torch.device
+    processes: Processes = ALONE
 
     @property
     def lengths(self) -> list[int]:
@@ -145,6 +173,8 @@ def train(
     crop: int = 0,
     accumulate: int = 1,
     on_nonfinite: str = "stop",
+    stop_on: str | None = None,
+    keep_best: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     data_options: Mapping[str, Any] | None = None,
@@ -158,28 +188,42 @@ def train(
         out: the run directory; None: a fresh one under runs/.
         examples, batch_size, …: see `Settings`.
         device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU if there is one.
-        resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples` may change.
+        resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples`, `stop_on` and
+            `keep_best` may change.
         tensorboard: also write TensorBoard events into the run directory.
-        data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`; see `twofold.data.load`.
+        data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`, `classes`; see
+            `twofold.data.load`.
         options: fields of the recipe's Config.
 
     Raises:
         InputError: something given cannot be used; nothing was written.
         Interrupted: Ctrl-C; the state is saved and the message says how to go on.
         TrainingError: a loss was not finite; the last good checkpoint is kept.
+        AlarmError: an alarm of `stop_on` started; the state is saved and pictures and report are written.
 
     >>> model = twofold.train("vae", data="digits", examples=640, out=tmp / "run")
     >>> model.sample(2, seed=0).shape
     (2, 8, 8)
     """
-    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite)
-    plan = prepare(name, data=data, settings=settings, device=device, data_options=data_options, **options)
-    # Refused before anything is written: a batch larger than the data, a tracker that is not there.
-    batches(plan)
-    writer = _tensorboard() if tensorboard else None
-    run = _open_run(plan, out, resume)
-    watch = watch or Silent()
-    with _own_randomness(plan), _stop_requests() as requests:
+    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite, stop_on, keep_best)
+    with joined(device) as processes:
+        plan = prepare(
+            name,
+            data=data,
+            settings=settings,
+            device=device,
+            data_options=data_options,
+            processes=processes,
+            **options,
+        )
+        # Refused before anything is written: a batch larger than the data, a tracker that is not there.
+        batches(plan)
+        writer = _tensorboard() if tensorboard and processes.main else None
+        return _trained(plan, out, resume, watch if watch and processes.main else Silent(), writer)
+
+
+def _trained(plan: Plan, out: str | Path | None, resume: bool, watch: Watch, writer: Any) -> Model:
+    with _opened(plan, out, resume) as run, _own_randomness(plan), _stop_requests() as requests:
         session = _Session(plan, run, watch, requests, writer)
         resumed = session.restore()
         watch.start(plan)
@@ -197,16 +241,20 @@ def prepare(
     settings: Settings,
     device: str | None = None,
     data_options: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> Plan:
     """Everything `train` decides before it writes: data read, networks built on the device from the seed."""
     recipes.find(name)
-    where = choose_device(device)
+    where = choose_device(device, local_rank=None if processes is ALONE else processes.local_rank)
     autocast(where, settings.precision)
     loaded = load(data, seed=0, **(data_options or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config, recipe = recipes.build(name, loaded.spec, options)
+    if processes.count > 1:
+        _refuse_unshared(recipe, settings, processes)
+        synchronise(recipe.nets)
     recipe.nets.to(where)
     record = {
         "source": str(data) if isinstance(data, (str, Path)) else None,
@@ -217,13 +265,25 @@ def prepare(
         "fingerprint": loaded.fingerprint,
         "notes": list(loaded.notes),
     }
-    return Plan(name, config, recipe, loaded, record, settings, where)
+    return Plan(name, config, recipe, loaded, record, settings, where, processes)
+
+
+def _refuse_unshared(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+    for stage in recipe.stages:
+        if stage.game.memory:
+            memory = ", ".join(stage.game.memory)
+            raise InputError(f"this recipe keeps state of its batches ({memory}), which several processes do not share")
+    if settings.batch_size % (processes.count * settings.accumulate):
+        raise InputError(
+            f"batch_size {settings.batch_size} cannot be shared evenly by {processes.count} processes in "
+            f"{settings.accumulate} parts each; use a multiple of {processes.count * settings.accumulate}"
+        )
 
 
 def _plain(value: Any) -> Any:
     return (
         list(value)
-        if isinstance(value, tuple)
+        if isinstance(value, (tuple, list))
         else value
         if isinstance(value, (int, float, type(None)))
         else str(value)
@@ -241,24 +301,56 @@ def batches(plan: Plan) -> Batches:
         flip=s.flip,
         crop=s.crop,
         device=plan.device,
+        rank=plan.processes.rank,
+        world_size=plan.processes.count,
     )
 
 
 # The run directory.
 
 
-def _open_run(plan: Plan, out: str | Path | None, resume: bool) -> Run:
-    if resume:
-        if out is None:
-            raise InputError("resume needs the run to go on with: give out (--out DIR)")
-        if (Path(out) / "config.json").exists():
-            run = Run.open(out)
-            before = record_of(run)
-            _refuse_changes(before, plan.record)
-            if before["train"]["examples"] != plan.settings.examples:
-                run.replace_config(plan.record)
-            return run
-    return Run.create(out if out is not None else _fresh_directory(plan), plan.record)
+@contextmanager
+def _opened(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
+    """The run, new or to be gone on with, held for this process until the context ends. Of several processes the main
+    one holds it; the others read."""
+    with ExitStack() as held:
+
+        def hold() -> str:
+            return str(held.enter_context(_held(plan, out, resume)).path)
+
+        yield Run.open(plan.processes.from_main(hold))
+
+
+@contextmanager
+def _held(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
+    if resume and out is None:
+        raise InputError("resume needs the run to go on with: give out (--out DIR)")
+    path = Path(out) if out is not None else _fresh_directory(plan)
+    record = {
+        **plan.record,
+        "data": {**plan.data_record, "path_from_run": _path_from(path, plan.data_record["source"])},
+    }
+    if not (resume and (path / "config.json").exists()):
+        with Run.create(path, record).writing() as run:
+            yield run
+        return
+    _refuse_changes(record_of(Run.open(path)), record)  # before the lock, which may have to be made
+    with Run.open(path).writing() as run:
+        before = record_of(run)
+        _refuse_changes(before, record)
+        if any(before["train"].get(name) != record["train"][name] for name in MAY_CHANGE):
+            run.replace_config(record)
+        yield run
+
+
+def _path_from(run: Path, source: str | None) -> str | None:
+    """The way from the run directory to the data, by which another folder's process finds it, or None: built in."""
+    if source is None or is_built_in(source):
+        return None
+    try:
+        return os.path.relpath(os.path.realpath(os.path.expanduser(source)), os.path.realpath(run))
+    except ValueError:  # another drive of Windows
+        return None
 
 
 def _fresh_directory(plan: Plan) -> Path:
@@ -269,6 +361,10 @@ def _fresh_directory(plan: Plan) -> Path:
     return path
 
 
+MAY_CHANGE = ("examples", "stop_on", "keep_best")
+"""Settings that a resumed run may change: they do not reach into the course of training."""
+
+
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise `InputError` naming the first thing that differs between the run's record and the one asked for."""
     if old.get("recipe") != new["recipe"]:
@@ -276,7 +372,7 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for part in ("config", "train"):
         for key, value in new[part].items():
             before = old[part].get(key)
-            if before != value and not (part == "train" and key == "examples"):
+            if before != value and not (part == "train" and key in MAY_CHANGE):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
     if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
         raise InputError(f"this run was started on other data ({old['data'].get('name')}); use another --out")
@@ -338,6 +434,28 @@ class Silent:
     def stop(self) -> None: ...
 
 
+def _drawing(
+    plan: Plan, stream: Batches, stage: Stage, progress: Progress, start: int, view: Mapping[str, Tensor] | None
+) -> Callable[[], Mapping[str, Tensor]]:
+    """The batches of one stage that begins after `start` examples of the run, from where its progress stands. `view`:
+    what the stage sees of the whole training split, if that was computed once and for all."""
+    drawn = progress.examples
+
+    def draw() -> Mapping[str, Tensor]:
+        nonlocal drawn
+        position, drawn = start + drawn, drawn + plan.settings.batch_size
+        if view is not None:
+            where = stream.where(position)
+            return {name: tensor[where].long() for name, tensor in view.items()}
+        batch: Mapping[str, Tensor] = stream.draw(position)
+        if stage.view is None:
+            return batch
+        with torch.no_grad():
+            return stage.view(stage.game.nets, batch)
+
+    return draw
+
+
 @dataclass
 class _Meter:
     """Means of the terms' values since the last reading, accumulated on the device."""
@@ -371,7 +489,12 @@ class _Session:
         self.seconds = 0.0  # of training, in all sessions of the run
         self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
         self.meter = _Meter()
+        self.views: dict[str, dict[str, Tensor]] = {}  # of the whole training split, by the name they are kept under
         self.drawn_at = 0.0  # seconds of training when curves.png was last drawn
+        self.loss_scale = LossScale(plan.settings.precision)
+        self.monitor = Monitor(plan.record)
+        self.probes: Probes | None = None
+        self.readings: dict[str, list[float]] = {}  # of the quantity that decides which checkpoint is best
 
     @property
     def examples(self) -> int:
@@ -385,6 +508,7 @@ class _Session:
             self._enter(0)
             self._pictures()
             self._save()
+            self._keep_best(saved=True)
         for k in range(self.stage, len(self.plan.recipe.stages)):
             if k > self.stage:
                 self._enter(k)
@@ -401,31 +525,39 @@ class _Session:
         settings, progress, game = self.plan.settings, self.progress, stage.game
         length = self.plan.lengths[self.stage]
         start = sum(self.plan.lengths[: self.stage])
-        drawn = progress.examples
-
-        def draw() -> Mapping[str, Tensor]:
-            nonlocal drawn
-            batch: Mapping[str, Tensor] = self.batches.draw(start + drawn)
-            drawn += settings.batch_size
-            if stage.view is not None:
-                with torch.no_grad():
-                    batch = stage.view(game.nets, batch)
-            return batch
-
+        draw = _drawing(self.plan, self.batches, stage, progress, start, self._kept_view(stage))
         logs, saves, shows = (_Every(settings.examples, n) for n in (LOGS, CHECKPOINTS, PICTURES - 1))
         for due in (logs, saves, shows):
             due.start(self.examples)
         last = time.perf_counter()
         window = self.examples, self.seconds
+        processes = self.plan.processes
+        share = settings.batch_size // (processes.count * settings.accumulate)
         while progress.examples < length:
-            with autocast(self.plan.device, settings.precision):
-                values = step(game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            # Once for each record: what is observed costs little, and its noise is judged over many records.
+            look = None if self.meter.sums else observe
+            processes.seed(settings.seed, self.examples)
+            skipped = progress.skipped
+            with autocast(self.plan.device, settings.precision), processes.noise(progress.generator, share):
+                values = step(
+                    game,
+                    progress,
+                    draw,
+                    accumulate=settings.accumulate,
+                    on_nonfinite=settings.on_nonfinite,
+                    reduce=processes.reduce if processes.count > 1 else None,
+                    replicas=processes.count,
+                    loss_scale=self.loss_scale.value,
+                    observe=look,
+                )
+            self.loss_scale.update(progress.skipped > skipped)
             self.meter.add(values)
             now = time.perf_counter()
             self.seconds, last = self.seconds + now - last, now
             log = logs.due(self.examples)
             # The CPU is never behind, so looking costs nothing there; elsewhere looking waits for the device.
-            if settings.on_nonfinite == "stop" and (log or self.plan.device.type == "cpu"):
+            # Of several processes all must stop in the same step, and only messages tell them: when they log.
+            if settings.on_nonfinite == "stop" and (log or (self.plan.device.type == "cpu" and processes.count == 1)):
                 self._check(game)
             if log:
                 rate = (self.examples - window[0]) / max(self.seconds - window[1], 1e-9)
@@ -436,40 +568,138 @@ class _Session:
                 self._pictures()
                 if self.seconds - self.drawn_at > CURVES_SECONDS:
                     self._curves()
+                self._keep_best()
             if saves.due(self.examples) and not ended:
                 self._save()
-            if self.requests.is_set() and not ended:
+            if (log or ended) and (alarm := processes.from_main(self._fatal)) is not None:
+                self._log(None)
                 self._save()
-                self._curves()
-                raise Interrupted(
-                    f"stopped at {self.examples:,} of {settings.examples:,} examples; the state is saved. "
-                    f"Go on with: {command(self.plan, self.run.path)} --resume"
-                )
+                self._finish()
+                raise AlarmError(alarm)
+            if processes.any(self.requests.is_set()) and not ended:
+                self._save()
+                self._stop()
             last = time.perf_counter()
         self._log(None)
         self._save()
+        if self.requests.is_set() and self.stage + 1 < len(self.plan.recipe.stages):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Raise `Interrupted`; the state was saved."""
+        self._curves()
+        raise Interrupted(
+            f"stopped at {self.examples:,} of {self.plan.settings.examples:,} examples; the state is saved. "
+            f"Go on with: {command(self.plan, self.run.path)} --resume"
+        )
+
+    def _kept_view(self, stage: Stage) -> dict[str, Tensor] | None:
+        """The stage's view of the whole training split, on the device: from the run if it holds one of these networks
+        and data, otherwise computed and kept there. None where each batch must be viewed on its own."""
+        if stage.view is None or stage.kept is None or self.batches.augmented:
+            return None
+        if stage.kept not in self.views:
+            key = self._view_key(stage)
+            views = self.run.kept(stage.kept, key)
+            if views is None:
+                views = self._view_of_all(stage)
+                if self.plan.processes.main:
+                    self.run.keep(stage.kept, views, key)
+            self.views[stage.kept] = {k: v.to(self.plan.device) for k, v in views.items()}
+        return self.views[stage.kept]
+
+    def _view_of_all(self, stage: Stage) -> dict[str, Tensor]:
+        parts: list[Mapping[str, Tensor]] = []
+        assert stage.view is not None
+        with torch.no_grad(), autocast(self.plan.device, self.plan.settings.precision):
+            for batch in ordered(self.plan.data.train, self.plan.data.spec, VIEWED, self.plan.device):
+                parts.append({k: v.to(torch.int32).cpu() for k, v in stage.view(stage.game.nets, batch).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _view_key(self, stage: Stage) -> str:
+        """Changes with the frozen networks' weights, the data and the precision: all that a view depends on."""
+        digest = hashlib.sha256(f"{self.plan.data.fingerprint} {self.plan.settings.precision}".encode())
+        for name in stage.game.frozen:
+            for key, tensor in stage.game.nets[name].state_dict().items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _check(self, game: Any) -> None:
         assert self.progress is not None
+        for steps in self.progress.first_bad.values():
+            self.plan.processes.earliest(steps)
         try:
             check_finite(game, self.progress)
         except NonFiniteError as error:
             good = self.run.checkpoints()
             kept = f"the last good checkpoint, at {good[-1]:,} examples, is kept in {self.run.path}" if good else ""
+            if self.plan.processes.main:
+                self._append({"examples": self.examples, error.term: float("nan")})
             raise TrainingError(f"{error}; {kept}") from None
 
     def _log(self, examples_per_second: float | None) -> None:
-        means = self.meter.read()
-        if not means:
+        means = self.plan.processes.means(self.meter.read())
+        if not means or not self.plan.processes.main:
             return
         record: dict[str, Any] = {"examples": self.examples, "seconds": round(self.seconds, 3), **means}
         if examples_per_second is not None:
             record["examples_per_second"] = round(examples_per_second, 1)
-        self.run.append_metrics(record)
+        if self.progress is not None and self.progress.skipped:
+            record["skipped_share"] = self.progress.skipped / sum(self.progress.plays.values())
+        self._append(record)
         self.watch.update(self.examples, record)
         if self.tensorboard is not None:
             for name, value in means.items():
                 self.tensorboard.add_scalar(name, value, self.examples)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        """Write a record of the metrics, and tell of the alarms that start with it."""
+        self.run.append_metrics(record)
+        before = self.monitor.to_json()["alarms"]
+        for finding in self.monitor.note(record):
+            self.watch.note(f"health: {finding.line}")
+        if (now := self.monitor.to_json())["alarms"] != before:
+            self.run.write_json("health.json", now)
+        if self.plan.settings.keep_best is not None:
+            metric = self.plan.settings.keep_best.partition(":")[2]
+            if isinstance(value := record.get(metric), int | float):
+                self.readings.setdefault(metric, []).append(value)
+
+    def _fatal(self) -> str | None:
+        """Why the run ends here, if one of the alarms it is to stop on lasts."""
+        if self.plan.settings.stop_on is None:
+            return None
+        names = alarm_names(self.plan.settings.stop_on)
+        for event in self.monitor.active:
+            if event.name in names:
+                return (
+                    f"stopped at {self.examples:,} of {self.plan.settings.examples:,} examples by the alarm "
+                    f"{event.name}: {event.says} ({event.evidence}). Try: {event.remedy}. The state is saved in "
+                    f"{self.run.path}"
+                )
+        return None
+
+    def _keep_best(self, *, saved: bool = False) -> None:
+        """Save and mark this point of the run if its quantity, averaged since the last picture, is the best so far.
+
+        `saved`: a checkpoint of this very point has been written.
+        """
+        if self.plan.settings.keep_best is None:
+            return
+        way, _, metric = self.plan.settings.keep_best.partition(":")
+        readings = self.readings.pop(metric, [])
+        value = sum(readings) / len(readings) if readings else math.nan
+        if not math.isfinite(value):
+            return
+        best = self.run.best()
+        if best is not None and best.get("metric") == metric:
+            before = best.get("value")
+            if isinstance(before, int | float) and (value <= before if way == "max" else value >= before):
+                return
+        if not saved:
+            self._save()
+        self.run.mark_best(self.examples, metric, value)
 
     def model(self) -> Model:
         """The model as it stands, averages in place of the networks that have one."""
@@ -480,6 +710,8 @@ class _Session:
         """Pictures of this point of the run, and the test bound where there is one."""
         from twofold.pictures import png_bytes, reconstruction_grid, samples_picture
 
+        if not self.plan.processes.main:
+            return
         model, spec = self.model(), self.plan.recipe.spec
         held_out = self.plan.data.test or self.plan.data.train
         few = to_model(held_out.x[torch.arange(min(len(held_out), 1024))], spec)
@@ -498,11 +730,38 @@ class _Session:
                 )
             grid = reconstruction_grid(few[:8], rec.float().cpu())
             self.run.write_bytes(f"samples/reconstructions-{self.examples:012d}.png", png_bytes(grid))
+        record: dict[str, Any] = {"examples": self.examples, **self._probe(model)}
         if "elbo" in model.abilities:
-            labels = None if held_out.y is None or not model.recipe.conditional else held_out.y[: len(few)].numpy()
-            bound = model.elbo(from_model(few, spec), labels=labels)
-            means = {f"test_{name}": float(value.mean()) for name, value in bound.items()}
-            self.run.append_metrics({"examples": self.examples, **means})
+            record |= self._test_means(
+                model.elbo(from_model(few, spec), labels=self._labels(model, held_out, len(few)))
+            )
+            record["test_elbo_nats"] = -record["test_rate_nats"] - record["test_distortion_nats"]
+        if "log_prob" in model.abilities:
+            few = few[:FEW]
+            record |= self._test_means(
+                model.log_prob(from_model(few, spec), labels=self._labels(model, held_out, len(few)))
+            )
+        self._append(record)
+
+    def _probe(self, model: Model) -> dict[str, float]:
+        """What `probing` measures at this point. Of several processes none measures: in a rollout that one process
+        plays alone, BatchNorm over the whole batch would wait for the others."""
+        assert self.progress is not None
+        if self.plan.processes.count > 1:
+            return {}
+        if self.probes is None:
+            plan = self.plan
+            self.probes = Probes(plan.data, batch_size=plan.settings.batch_size, device=plan.device)
+        stage = self.plan.recipe.stages[self.stage]
+        with autocast(self.plan.device, self.plan.settings.precision):
+            return self.probes.measure(model, stage, examples=self.progress.examples, step=self.progress.step)
+
+    def _labels(self, model: Model, held_out: Any, n: int) -> Any:
+        """Labels of the first `n` test examples for a conditional model."""
+        return None if held_out.y is None or not model.recipe.conditional else held_out.y[:n].numpy()
+
+    def _test_means(self, values: Mapping[str, Any]) -> dict[str, float]:
+        return {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
     def _translations(self, model: Model, held_out: Split, few: Tensor) -> None:
         """A picture of inputs and what is made of them: for images rows of input, target where it is known, and
@@ -543,11 +802,15 @@ class _Session:
             "stage": self.stage,
             "progress": {k: getattr(progress, k) for k in ("step", "examples", "skipped", "plays")},
             "seconds": self.seconds,
+            "records": len(self.run.metrics()) if self.plan.processes.main else 0,
+            "loss_scale": {"value": self.loss_scale.value, "good": self.loss_scale.good},
             "training": record,
         }
         weights = self.plan.recipe.nets.state_dict()
         if bad := next((name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()), None):
             raise TrainingError(f"{bad} holds values that are not finite; {self.run.path} keeps its last checkpoint")
+        if not self.plan.processes.main:
+            return
         self.run.save_checkpoint(
             self.examples,
             {"weights": weights, "averages": self.averages.state_dict(), "training": tensors},
@@ -560,44 +823,55 @@ class _Session:
         Raises `InputError` if it is damaged: going on from an older one would forget the newer in silence.
         """
         if not self.run.checkpoints():
+            if self.plan.processes.main:
+                self.run.truncate_metrics(-1)  # of a beginning that was killed before it saved anything
             return False
         try:
             saved = self.run.load_checkpoint()
         except InputError as error:
             raise InputError(f"{error}. To resume from an older checkpoint, remove the damaged one's folder") from None
         restore(self.plan.recipe.nets, saved.tensors.get("weights", {}), "weights")
-        for k in range(saved.state["stage"] + 1):
+        for k in range(saved_stage(saved.state, len(self.plan.recipe.stages)) + 1):
             self._enter(k)
         assert self.progress is not None
         restore(self.averages, saved.tensors.get("averages", {}), "averages")
-        changing = unflatten_state(saved.tensors["training"], saved.state["training"])
-        for name, optimizer in self.progress.optimizers.items():
-            optimizer.load_state_dict(changing["optimizers"][name])
-        self.progress.generator.set_state(changing["generator"])
-        for name, value in changing["first_bad"].items():
-            self.progress.first_bad[name].copy_(value)
-        torch.set_rng_state(changing["random"])
-        if self.plan.device.type == "cuda" and changing["device_random"] is not None:
-            torch.cuda.set_rng_state(changing["device_random"], self.plan.device)
-        for name, value in saved.state["progress"].items():
-            setattr(self.progress, name, value)
-        self.seconds = saved.state["seconds"]
-        self.run.truncate_metrics(saved.examples)
+        changing = unflatten_state(saved.tensors.get("training", {}), saved.state.get("training"))
+        game = self.plan.recipe.stages[self.stage].game
+        restore_progress(game, self.progress, saved.state.get("progress"), changing)
+        restore_random(torch.set_rng_state, changing.get("random"))
+        if self.plan.device.type == "cuda" and changing.get("device_random") is not None:
+            restore_random(partial(torch.cuda.set_rng_state, device=self.plan.device), changing["device_random"])
+        self.seconds = saved_seconds(saved.state)
+        if self.examples != saved.examples:
+            raise InputError(f"the checkpoint at {saved.examples} examples says it is at {self.examples}; use another")
+        self.loss_scale.restore(saved.state.get("loss_scale"))
+        if not self.plan.processes.main:
+            return True
+        records = saved.state.get("records")
+        self.run.truncate_metrics(saved.examples, records if isinstance(records, int) and records >= 0 else None)
+        self.monitor = Monitor(self.plan.record, self.run.metrics(), stored_events(self.run))
         return True
 
     def _curves(self) -> None:
         from twofold.pictures import curves, png_bytes
 
+        if not self.plan.processes.main:
+            return
         self.run.write_bytes("curves.png", png_bytes(curves(self.run.metrics())))
         self.drawn_at = self.seconds
 
     def _finish(self) -> None:
         from twofold.report import write_report
 
+        if not self.plan.processes.main:
+            return
         self._pictures()
+        self._keep_best(saved=True)
         self._curves()
+        self.run.write_json("health.json", self.monitor.to_json())
         write_report(
             self.run,
+            health=[asdict(event) for event in self.monitor.events],
             routing="\n\n".join(table(stage.game) for stage in self.plan.recipe.stages),
             phases="\n".join(_phases(stage) for stage in self.plan.recipe.stages),
             networks=networks(self.plan.recipe),
@@ -610,7 +884,7 @@ class _Session:
                 "peak_memory_bytes": peak_memory_bytes(self.plan.device),
             },
             pictures={},
-            command=command(self.plan, self.run.path),
+            command=command(self.plan, self.run.path, private=True),
         )
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -632,6 +906,54 @@ class _Every:
         return due
 
 
+# Without a run directory.
+
+
+def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progress]:
+    """Train in memory: the plan from its start, or for its number of examples on from `progress`; nothing is written.
+
+    From the start it gives the same weights as `train`.
+
+    Raises `InputError` for a batch larger than the data, or a recipe of several stages that is to go on;
+    `TrainingError` if a loss was not finite.
+    """
+    stages, settings, stream = plan.recipe.stages, plan.settings, batches(plan)
+    if progress is not None and len(stages) > 1:
+        raise InputError(
+            f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
+        )
+    averages: dict[str, nn.Module] = {}
+    with _own_randomness(plan):
+        for k, stage in enumerate(stages):
+            start, going_on = sum(plan.lengths[:k]), progress is not None
+            if progress is None or k:
+                progress = begin(stage.game, seed=settings.seed + k)
+            averages.update(dict(progress.averages))
+            draw = _drawing(plan, stream, stage, progress, start, None)
+            until = plan.lengths[k] + (progress.examples if going_on else 0)
+            while progress.examples < until:
+                with autocast(plan.device, settings.precision):
+                    step(stage.game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+            try:
+                check_finite(stage.game, progress)
+            except NonFiniteError as error:
+                raise TrainingError(str(error)) from None
+    assert progress is not None
+    nets = nn.ModuleDict({**plan.recipe.nets, **averages})
+    return Model(plan.recipe, nets, examples=progress.examples), progress
+
+
+def revived(
+    name: str, spec: Spec, config: Mapping[str, Any], weights: Mapping[str, Any], device: str
+) -> tuple[tuple[Any, Recipe], Model]:
+    """((Config, Recipe), Model) of a recipe from its settings and the arrays of its networks' state."""
+    with torch.random.fork_rng(devices=[]):
+        made = recipes.build(name, spec, config)
+    restore(made[1].nets, {key: torch.as_tensor(value) for key, value in weights.items()}, "weights")
+    where = device if device == "cpu" or torch.cuda.is_available() else "cpu"
+    return made, Model(made[1], made[1].nets.to(torch.device(where)))
+
+
 def networks(recipe: Recipe) -> list[dict[str, Any]]:
     """[{name, parameters, optimizer}] of every network of the recipe."""
     optimizers = {name: p.optimizer for stage in recipe.stages for name, p in stage.game.players.items()}
@@ -649,9 +971,15 @@ def _phases(stage: Stage) -> str:
     return "\n".join(f"stage {stage.name}: {phase_title(phase)}" for phase in stage.game.phases)
 
 
-def command(plan: Plan, out: Path) -> str:
-    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it)."""
-    words = ["twofold", "train", plan.name, "--data", plan.data_record["source"] or "YOUR_DATA", "--out", str(out)]
+def command(plan: Plan, out: Path, *, private: bool = False) -> str:
+    """The command line that repeats this run (data given as arrays has no name: YOUR_DATA stands for it).
+
+    private: paths that lead out of the current folder are cut to their last name: reports are passed on.
+    """
+    shown = _public if private else str
+    source = plan.data_record["source"]
+    data = source if source is None or is_built_in(source) else shown(Path(source))
+    words = ["twofold", "train", plan.name, "--data", data or "YOUR_DATA", "--out", shown(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
     always = ("examples", "batch_size", "seed")
     for name, value in {**asdict(plan.config), **asdict(plan.settings)}.items():
@@ -663,12 +991,22 @@ def command(plan: Plan, out: Path) -> str:
     return shlex.join(words)
 
 
+def _public(path: Path) -> str:
+    """`path` relative to the current folder, or its last name alone where it lies elsewhere."""
+    try:
+        return str(Path(os.path.abspath(path)).relative_to(os.getcwd()))
+    except ValueError:
+        return path.name
+
+
 def _flag(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     if name == "size" and isinstance(value, list):
         return ["--size", "x".join(map(str, value))]
+    if name == "classes":
+        return ["--classes", ",".join(map(str, value))]
     values = value if isinstance(value, list) else ["none" if value is None else value]
     return [f"--{flag}", *map(str, values)]
 

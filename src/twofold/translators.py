@@ -20,7 +20,7 @@ from twofold.latents import prior
 from twofold.nets.build import Discriminator
 from twofold.nets.init import dcgan_init
 from twofold.nets.mlp import MLP
-from twofold.nets.patch import PatchDiscriminator, patch_for
+from twofold.nets.patch import PatchDiscriminator, layers_of, most_layers, patch_for
 from twofold.nets.resnet import ResNetGenerator
 from twofold.nets.unet import UNet, halvings_for
 from twofold.rollouts import squash
@@ -101,13 +101,16 @@ def patch_discriminator(config: Any, *seen: Spec) -> nn.Module:
     if seen[0].kind == "vector":
         hidden = (config.width_discriminator or config.width or VECTOR_WIDTH,) * config.depth_discriminator
         return Discriminator(MLP(sum(s.size for s in seen), hidden, 1, activation="leaky"))
+    height, width = seen[0].shape[1:]
+    layers = layers_of(patch_for(height, width) if config.patch is None else config.patch)
+    if layers > most_layers(height, width):
+        raise InputError(f"images of {height}×{width} are too small for this patch; use a smaller one")
     net = PatchDiscriminator(
         sum(s.shape[0] for s in seen),
-        patch=patch_for(*seen[0].shape[1:]) if config.patch is None else config.patch,
+        layers=layers,
         width=config.width_discriminator or config.width or 32,
         norm=config.norm,
     )
-    net(torch.zeros(1, sum(s.shape[0] for s in seen), *seen[0].shape[1:]))  # refuses images too small for the patch
     dcgan_init(net)
     return net
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from twofold.data.catalogue import Source, sources
+from twofold.data.catalogue import Source, is_built_in, sources
 
 if TYPE_CHECKING:
     from twofold.data.arrays import raw
     from twofold.data.batches import Batches, ordered
+    from twofold.data.classes import class_numbers, keep_classes
     from twofold.data.convert import from_model, to_model
     from twofold.data.loading import load
     from twofold.data.pairs import pair
@@ -28,8 +29,11 @@ __all__ = [
     "Data",
     "Source",
     "Split",
+    "class_numbers",
     "describe",
     "from_model",
+    "is_built_in",
+    "keep_classes",
     "load",
     "ordered",
     "pair",
@@ -43,8 +47,10 @@ _HOME = {
     "Batches": "batches",
     "Data": "split",
     "Split": "split",
+    "class_numbers": "classes",
     "describe": "summary",
     "from_model": "convert",
+    "keep_classes": "classes",
     "load": "loading",
     "ordered": "batches",
     "pair": "pairs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Options:
     holdout: float = 0.1
     seed: int = 0
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+    cache: str | os.PathLike[str] | None = None
     pairs: tuple[str, str] | None = None
     """Names of the two sides, input and target: subfolders, or keys of an .npz."""
     side_by_side: bool = False
@@ -169,9 +171,7 @@ def data_from_arrays(
         layout = "HWC" if reading.layout == "HW" and reading.shape[0] > 1 else reading.layout
         spec = Spec("image", reading.shape, classes, names, layout, reading.dtype, reading.low, reading.high)
     else:
-        train, test, spec = _standardised(
-            train, test, Spec("vector", reading.shape, classes, names, "D", reading.dtype)
-        )
+        train, test, spec = standardised(train, test, Spec("vector", reading.shape, classes, names, "D", reading.dtype))
     return Data(name, spec, train, test, tuple(notes), fingerprint(spec, [train, test]))
 
 
@@ -369,8 +369,8 @@ def _check_values(array: np.ndarray, reading: Reading, name: str) -> None:
 def _given_labels(labels: Any, own: Any, name: str, train: int, test: int, notes: list[str]) -> tuple[Any, Any]:
     """Labels given beside the source, for the training examples and then the test examples."""
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(labels))
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise InputError(f"{name}: labels {str(labels)!r} is not a file")
         labels = read_labels(path)
     if own is not None:
@@ -403,7 +403,7 @@ def _labelled(
     return replace(train, y=labels[: len(train)]), replace(test, y=labels[len(train) :]), classes, names
 
 
-def _standardised(train: Split, test: Split | None, spec: Spec) -> tuple[Split, Split | None, Spec]:
+def standardised(train: Split, test: Split | None, spec: Spec) -> tuple[Split, Split | None, Spec]:
     """The spec with per-feature mean and standard deviation of the training split (1 where a feature is constant)."""
     total = torch.zeros(spec.size, dtype=torch.float64)
     for _, x in chunks(train.x):

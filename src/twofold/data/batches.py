@@ -88,6 +88,17 @@ class Batches:
             batch["a"] = to_model(a, self._spec.input)
         return batch
 
+    def where(self, position: int) -> Tensor:
+        """Which examples of the split the batch at `position` holds, (batch,) int64 on the device."""
+        if position < 0:
+            raise InputError(f"position is {position}; examples are counted from 0")
+        return self._indices(position, len(self._x), _X)[1]
+
+    @property
+    def augmented(self) -> bool:
+        """Whether pictures are flipped or moved: then an example is not the same in every pass."""
+        return self._flip or self._crop > 0
+
     def _rows(self, examples: Tensor | Examples, indices: tuple[Tensor, Tensor]) -> Tensor:
         """The examples at `indices` (on the host, on the device), on the device."""
         if isinstance(examples, Tensor) and examples.device.type == self._device.type:
@@ -118,7 +129,7 @@ class Batches:
 
     def _augmented(self, x: Tensor, position: int, stream: int) -> Tensor:
         """`x` flipped and moved. Drawn for the whole batch, so that the ranks together see what one process would."""
-        if not self._flip and self._crop == 0:
+        if not self.augmented:
             return x
         generator = _generator(self._seed, stream + 1, position)
         flips = torch.randint(2, (self.batch_size,), generator=generator)

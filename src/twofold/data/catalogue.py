@@ -51,3 +51,8 @@ def sources() -> list[Source]:
     ['digits', 'color-digits']
     """
     return list(_SOURCES)
+
+
+def is_built_in(source: str) -> bool:
+    """Whether `load` takes this name for a built-in source, not for a path."""
+    return source in {known.name for known in sources()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twofold.data.arrays import Options, held_in_memory, split_by
+from twofold.data.cache import decoded_once
 from twofold.data.images import CHANNELS
 from twofold.data.labels import classes_of, read_labels
 from twofold.data.picture import PixelFormat, Seen, Unreadable, decode, inspect
@@ -104,8 +105,8 @@ def load_folder(root: Path, options: Options) -> Data:
         train, test, examples, test_examples = _decoded(train, test, root, pixel_format, options, notes)
     else:
         notes.append("too large to hold in memory: decoded on access")
-        examples = on_access(train, root, pixel_format)
-        test_examples = None if test is None else on_access(test, root, pixel_format)
+        examples = decoded_once(on_access(train, root, pixel_format), options.cache)
+        test_examples = None if test is None else decoded_once(on_access(test, root, pixel_format), options.cache)
     y, classes, names = _labels([*train, *(test or [])], root, numbered=train_y)
     train_split = Split(examples, None if y is None else y[: len(train)])
     test_split = None
@@ -228,8 +229,8 @@ def _with_given_labels(
         raise InputError(f"{root.name}: labels beside a folder with splits are not supported; use class subfolders")
     labels = options.labels
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(labels))
+        if not os.path.isfile(path):
             raise InputError(f"{root.name}: labels {str(labels)!r} is not a file")
         labels = read_labels(path)
     labels = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)

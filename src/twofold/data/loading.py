@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twofold.data.arrays import Options, data_from_arrays
-from twofold.data.catalogue import sources
+from twofold.data.catalogue import is_built_in, sources
+from twofold.data.classes import keep_classes
 from twofold.data.pairs import arranged, load_pair_folders, load_side_by_side
 from twofold.data.split import MEMORY_LIMIT_BYTES, Data
 from twofold.errors import InputError, unknown
@@ -31,8 +33,10 @@ def load(
     labels: Any = None,
     strict: bool = False,
     holdout: float = 0.1,
+    classes: Sequence[int | str] | None = None,
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    cache: str | os.PathLike[str] | None = None,
     pairs: tuple[str, str] | None = None,
     side_by_side: bool = False,
     unpaired: bool = False,
@@ -52,8 +56,10 @@ def load(
         of the CSV file.
     strict: refuse a folder with unreadable images instead of leaving those out.
     holdout: fraction of the examples kept as the test split where the source has none of its own; 0 for no test split.
+    classes: keep the examples of these classes only, by number or name; the others are in neither split.
     seed: of that split, and of nothing else.
     memory_limit_bytes: folders and .npy files larger than this when decoded are read on access.
+    cache: a folder in which the pixels of such a folder of images are kept once they were decoded.
     pairs: (input, target): the names of a folder's two subfolders, matched by the names of their files, or of two
         arrays in an .npz file.
     side_by_side: each picture of the folder is a pair, its left half the input and its right half the target.
@@ -71,6 +77,7 @@ def load(
     """
     options = Options(
         *(_size(size), _channels(channels), _range(value_range), labels, strict, holdout, seed, memory_limit_bytes),
+        cache=cache,
         pairs=_sides(pairs),
         side_by_side=side_by_side,
         unpaired=unpaired,
@@ -82,7 +89,8 @@ def load(
     if data.spec.input is None and (pairs is not None or side_by_side):
         word = "pairs" if pairs is not None else "side_by_side"
         raise InputError(f"{word} cannot be used here: {data.name} is no folder of images and no .npz file")
-    return arranged(data, unpaired=unpaired, swap=swap)
+    data = arranged(data, unpaired=unpaired, swap=swap)
+    return data if classes is None else keep_classes(data, classes)
 
 
 def _loaded(source: Any, options: Options) -> Data:
@@ -92,7 +100,7 @@ def _loaded(source: Any, options: Options) -> Data:
     if isinstance(source, str):
         return _named(source, options)
     if isinstance(source, Path):
-        return _from_path(source.expanduser(), options)
+        return _from_path(Path(os.path.expanduser(source)), options)
     if isinstance(source, tuple):
         return _pair(source, options)
     if isinstance(source, Tensor | np.ndarray):
@@ -111,15 +119,14 @@ def _named(source: str, options: Options) -> Data:
     built_in = _built_in(source)
     if built_in is not None:
         return built_in(options)
-    path = Path(source).expanduser()
-    if source and path.exists():
-        return _from_path(path, options)
+    if source and os.path.exists(path := os.path.expanduser(source)):
+        return _from_path(Path(path), options)
     error = unknown("data source", source, [known.name for known in sources()])
     raise InputError(f"{error}; and there is no file or folder of that name")
 
 
 def _built_in(name: str) -> Callable[[Options], Data] | None:
-    if name not in {source.name for source in sources()}:
+    if not is_built_in(name):
         return None
     from twofold.data import digits, domains, gaussians, shapes
 
@@ -138,7 +145,7 @@ def _built_in(name: str) -> Callable[[Options], Data] | None:
 
 
 def _from_path(path: Path, options: Options) -> Data:
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"there is no file or folder {str(path)!r}")
     try:
         return _from_folder(path, options) if path.is_dir() else _from_file(path, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tokenize
 import zipfile
 import zlib
@@ -65,7 +66,7 @@ def _from_archive(archive: zipfile.ZipFile, path: Path, keys: list[str], options
     if options.pairs is not None:
         return _pairs_from_archive(archive, path, keys, options)
     label_key = options.labels if isinstance(options.labels, str) and options.labels in keys else None
-    if isinstance(options.labels, str) and label_key is None and not Path(options.labels).expanduser().is_file():
+    if isinstance(options.labels, str) and label_key is None and not os.path.isfile(os.path.expanduser(options.labels)):
         raise InputError(
             f"{path.name}: labels {options.labels!r} is neither a key of the file ({', '.join(keys)}) nor a file"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from twofold.data import folder
 from twofold.data.arrays import Options, data_from_arrays, held_in_memory
+from twofold.data.cache import decoded_once
 from twofold.data.folder import Found, Pictures
 from twofold.data.images import CHANNELS
 from twofold.data.picture import PixelFormat, Seen
@@ -304,7 +305,7 @@ def _palette(found: Sequence[Found]) -> tuple[tuple[int, int, int], ...] | None:
 def _pixels(found: list[Found], root: Path, pixel_format: PixelFormat, options: Options) -> Tensor | Examples:
     pictures: Pictures = folder.on_access(found, root, pixel_format)
     if not held_in_memory(pictures.shape, pictures.dtype, options):
-        return pictures
+        return decoded_once(pictures, options.cache)
     return pictures[torch.arange(len(pictures))]
 
 

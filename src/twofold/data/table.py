@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 def _label_column(path: Path, names: list[str], has_header: bool, options: Options) -> tuple[int | None, list[str]]:
     wanted = options.labels
-    if isinstance(wanted, str) and not Path(wanted).expanduser().is_file():
+    if isinstance(wanted, str) and not os.path.isfile(os.path.expanduser(wanted)):
         if wanted in names and has_header:
             return names.index(wanted), []
         columns = f"a column ({', '.join(names[:20])})" if has_header else "a column (the file has no header)"

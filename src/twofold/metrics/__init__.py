@@ -1,1 +1,1 @@
-"""Metrics, one file each; the name fixes the protocol."""
+"""Metrics, one file each, and the record in which a figure and its protocol travel together."""

@@ -100,17 +100,23 @@ class CodeUsage(nn.Module):
     @torch.no_grad()
     def restart(
         self, codebook: Codebook | AveragedCodebook, z: Tensor, *, after: int, generator: torch.Generator
-    ) -> None:
-        """Move the codes that nobody chose for `after` examples onto vectors drawn from z (n, latent)."""
+    ) -> Tensor:
+        """Move the codes that nobody chose for `after` examples onto vectors drawn from z (n, latent). Returns how many
+        those are, a scalar."""
         dead = self.idle_examples >= after
         drawn = z[torch.randint(len(z), (len(dead),), generator=generator, device=z.device)]
         codebook.replace(dead, drawn)
         self.idle_examples.masked_fill_(dead, 0)
+        return dead.sum().to(z.dtype)
 
     @torch.no_grad()
     def note(self, indices: Tensor, *, examples: int) -> None:
         """Note the codes (…,) that a batch of so many examples chose."""
         self.idle_examples.add_(examples).index_fill_(0, indices.flatten(), 0)
+
+    def share(self, within: int) -> Tensor:
+        """The fraction of the codes that were chosen, or moved, within the last so many examples, a scalar."""
+        return (self.idle_examples < within).float().mean()
 
 
 def _start(codes: int, latent: int) -> Tensor:

@@ -24,6 +24,7 @@ FAMILIES = (EXPLICIT, IMPLICIT, HYBRID, TRANSLATION)
 ANY = ("image", "vector")
 PAIRS = ("image-pair", "vector-pair")
 GENERATE = ("sample", "decode", "interpolate")
+DRAW = ("sample", "complete", "log_prob")
 AUTOENCODE = ("sample", "encode", "decode", "reconstruct", "interpolate")
 
 
@@ -42,6 +43,8 @@ class Entry:
     module: str
     preset: str = "Config"
     """The function of the module, or its Config class, that makes this recipe's default Config."""
+    side: int | None = None
+    """The side of the square images that a paper's networks are made for; None: any size."""
 
     def to_json(self) -> dict[str, Any]:
         """The record of `twofold recipes --json`."""
@@ -55,8 +58,16 @@ ENTRIES = (
         (*AUTOENCODE, "elbo", "iw_bound"), "encoder and decoder by the evidence lower bound", "vae",
     ),
     Entry(
+        "vae-paper", EXPLICIT, "Kingma & Welling, the MNIST model", 2014, ("image",), (*AUTOENCODE, "elbo", "iw_bound"),
+        "500 tanh units, Bernoulli, Adagrad", "vae", "paper",
+    ),
+    Entry(
         "beta-vae", EXPLICIT, "Higgins et al., beta-VAE: Learning Basic Visual Concepts", 2017, ANY,
         (*AUTOENCODE, "elbo", "iw_bound"), "the VAE with its KL weighted by β, or held at a capacity", "beta_vae",
+    ),
+    Entry(
+        "beta-vae-paper", EXPLICIT, "Higgins et al., the sprites model", 2017, ANY,
+        (*AUTOENCODE, "elbo", "iw_bound"), "fully connected, 1,200 units a layer, Adagrad", "beta_vae", "paper",
     ),
     Entry(
         "iwae", EXPLICIT, "Burda et al., Importance Weighted Autoencoders", 2016, ANY,
@@ -79,6 +90,10 @@ ENTRIES = (
         (*AUTOENCODE, "elbo"), "the codebook as moving averages, 128 units, 512 codes", "vq_vae", "released",
     ),
     Entry(
+        "vq-vae-2", EXPLICIT, "Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019, ("image",),
+        (*AUTOENCODE, "complete", "elbo", "rate"), "codes on two levels, then a prior for each", "vq_vae_2",
+    ),
+    Entry(
         "gan", IMPLICIT, "Goodfellow et al., Generative Adversarial Nets", 2014, ANY, GENERATE,
         "generator against discriminator, non-saturating", "gan",
     ),
@@ -99,6 +114,10 @@ ENTRIES = (
         GENERATE, "the GAN with strided convolutions and BatchNorm", "dcgan",
     ),
     Entry(
+        "dcgan-paper", IMPLICIT, "Radford et al., the 64×64 networks", 2016, ("image",), GENERATE,
+        "128 to 1,024 channels", "dcgan", "paper",
+    ),
+    Entry(
         "infogan", IMPLICIT, "Chen et al., InfoGAN: Interpretable Representation Learning", 2016, ANY,
         (*GENERATE, "classify"), "a GAN whose examples tell the codes they were made from", "infogan",
     ),
@@ -111,16 +130,35 @@ ENTRIES = (
         AUTOENCODE, "a VAE whose likelihood is a layer of the GAN's discriminator", "vae_gan",
     ),
     Entry(
+        "vae-gan-paper", HYBRID, "Larsen et al., the networks for 64×64 images", 2016, ("image",), AUTOENCODE,
+        "128 codes, features of 256 maps of 8×8", "vae_gan", "paper", side=64,
+    ),
+    Entry(
         "vae-gan-released", HYBRID, "Larsen et al., as their released scripts train it", 2016, ANY, AUTOENCODE,
         "no reconstructions for the discriminator, equilibrium rule, decaying rate", "vae_gan", "released",
+    ),
+    Entry(
+        "vqgan", HYBRID, "Esser et al., Taming Transformers for High-Resolution Image Synthesis", 2021, ("image",),
+        (*AUTOENCODE, "complete", "rate"),
+        "codes whose decoder faces a discriminator of patches, then a Transformer on them",
+        "vqgan",
     ),
     Entry(
         "factor-vae", HYBRID, "Kim & Mnih, Disentangling by Factorising", 2018, ANY,
         (*AUTOENCODE, "elbo", "iw_bound"), "a VAE with independent code dimensions, by a critic of codes", "factor_vae",
     ),
     Entry(
+        "factor-vae-paper", HYBRID, "Kim & Mnih, the 2D Shapes model", 2018, ("image",),
+        (*AUTOENCODE, "elbo", "iw_bound"),
+        "64×64 networks, a critic of six layers of 1,000 units, γ = 35", "factor_vae", "paper", side=64,
+    ),
+    Entry(
         "alpha-gan", HYBRID, "Rosca et al., Variational Approaches for Auto-Encoding Generative Adversarial Networks",
         2017, ANY, AUTOENCODE, "a discriminator of data and one of codes in place of likelihood and KL", "alpha_gan",
+    ),
+    Entry(
+        "alpha-gan-paper", HYBRID, "Rosca et al., a port's networks for 64×64 images", 2017, ("image",), AUTOENCODE,
+        "128 codes, 64 to 1,024 channels, a code critic of 3 × 750 units", "alpha_gan", "paper", side=64,
     ),
     Entry(
         "aae", HYBRID, "Makhzani et al., Adversarial Autoencoders", 2015, ANY, AUTOENCODE,
@@ -149,6 +187,67 @@ ENTRIES = (
     Entry(
         "wae-mmd", EXPLICIT, "Tolstikhin et al., algorithm 2", 2018, ANY, AUTOENCODE,
         "the same, matched by the maximum mean discrepancy", "wae", "mmd_variant",
+    ),
+    Entry(
+        "ali", HYBRID, "Dumoulin et al., Adversarially Learned Inference", 2017, ANY, AUTOENCODE,
+        "encoder and decoder as two joints that one discriminator of pairs compares", "ali",
+    ),
+    Entry(
+        "ali-paper", HYBRID, "Dumoulin et al., the CIFAR-10 model", 2017, ("image",), AUTOENCODE,
+        "their table of networks, 64 codes, maxout and dropout in the discriminator", "ali", "paper", side=32,
+    ),
+    Entry(
+        "bigan", HYBRID, "Donahue et al., Adversarial Feature Learning", 2017, ANY, AUTOENCODE,
+        "the same with an encoder without noise", "bigan",
+    ),
+    Entry(
+        "bigan-paper", HYBRID, "Donahue et al., permutation-invariant MNIST", 2017, ANY, AUTOENCODE,
+        "two layers of 1,024 units, 50 codes under U(-1, 1)", "bigan", "paper",
+    ),
+    Entry(
+        "age", HYBRID, "Ulyanov et al., It Takes (Only) Two: Adversarial Generator-Encoder Networks", 2018, ANY,
+        AUTOENCODE, "generator against encoder, by the moments of batches of codes", "age",
+    ),
+    Entry(
+        "age-paper", HYBRID, "Ulyanov et al., the CIFAR-10 model", 2018, ("image",), AUTOENCODE,
+        "the released networks, 128 codes on the sphere", "age", "paper", side=32,
+    ),
+    Entry(
+        "intro-vae", HYBRID, "Huang et al., IntroVAE", 2018, ANY, (*AUTOENCODE, "elbo"),
+        "a VAE whose encoder judges its samples by their KL, up to a margin", "intro_vae",
+    ),
+    Entry(
+        "intro-vae-paper", HYBRID, "Huang et al., the released networks", 2018, ("image",), (*AUTOENCODE, "elbo"),
+        "residual networks, 512 codes, margin 120", "intro_vae", "paper",
+    ),
+    Entry(
+        "soft-intro-vae", HYBRID, "Daniel & Tamar, Soft-IntroVAE", 2021, ANY, (*AUTOENCODE, "elbo"),
+        "the same by an exponential of the whole evidence bound", "soft_intro_vae",
+    ),
+    Entry(
+        "soft-intro-vae-2d", HYBRID, "Daniel & Tamar, eight Gaussians in the plane", 2021, ANY,
+        (*AUTOENCODE, "elbo"), "four layers of 256 units, at first an ordinary VAE", "soft_intro_vae", "plane",
+    ),
+    Entry(
+        "pixelcnn", EXPLICIT, "van den Oord et al., Conditional Image Generation with PixelCNN Decoders", 2016,
+        ("image",), DRAW, "pixel after pixel by gated convolutions, log p(x) exact", "pixelcnn",
+    ),
+    Entry(
+        "pixelcnn-pp", EXPLICIT, "Salimans et al., PixelCNN++, its likelihood on the gated network", 2017, ("image",),
+        DRAW, "the same, a pixel a mixture of discretised logistics", "pixelcnn", "plus_plus",
+    ),
+    Entry(
+        "pixelgan", HYBRID, "Makhzani & Frey, PixelGAN Autoencoders", 2017, ("image",), AUTOENCODE,
+        "an encoder, a PixelCNN for a decoder, a discriminator of codes", "pixelgan",
+    ),
+    Entry(
+        "pixelgan-clustering", HYBRID, "Makhzani & Frey, a categorical code", 2017, ("image",),
+        ("sample", "encode", "decode", "reconstruct", "interpolate", "classify"),
+        "the same, the code one of K clusters", "pixelgan", "clustering",
+    ),
+    Entry(
+        "pixelcnn-adv", HYBRID, "our own, without a paper: PixelCNN's likelihood and a critic of its samples", 2016,
+        ("image",), DRAW, "the likelihood of PixelCNN, and a discriminator of what it draws", "pixelcnn_adv",
     ),
     Entry(
         "pix2pix", TRANSLATION, "Isola et al., Image-to-Image Translation with Conditional Adversarial Networks", 2017,

@@ -60,10 +60,11 @@ from twofold.autoencoders import (
     require_room,
 )
 from twofold.game import Game, Stage, State, Term
+from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import build_decoder, build_discriminator
 from twofold.nets.layers import norm_layer
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, classes_for
+from twofold.rollouts import Generator, classes_for, critic_abilities
 from twofold.spec import Spec
 from twofold.terms.adversarial import build_adversarial
 from twofold.terms.matching import l1
@@ -76,6 +77,7 @@ class Config:
     reconstruction_weight: float = option(1.0, "λ: weight of the L1 distance, summed over pixels")
     code_weight: float = option(1.0, "weight of the code discriminator's word in the encoder's row")
     real_label: float = option(1.0, "both discriminators' target for what is real; below 1: one-sided label smoothing")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     generator_plays: int = option(2, "plays of encoder and decoder, on fresh batches, to one of the discriminators")
     arch: str = option(
         "conv", "networks for images; vectors always get an MLP; paper: 64×64 only", choices=("conv", "mlp", "paper")
@@ -115,13 +117,16 @@ def paper() -> Config:
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.reconstruction_weight > 0, f"reconstruction_weight is {config.reconstruction_weight}, not above 0")
+    check_augment(config.augment, spec)
     require(config.code_weight >= 0, f"code_weight is {config.code_weight}; it starts at 0")
     require(config.generator_plays >= 1, f"generator_plays is {config.generator_plays}; it starts at 1")
     classes = classes_for(spec, config.conditional)
     latent = latent_of(config.latent, 16, spec)
     require_room(latent, config.posterior, spec)
     players = ("encoder", "decoder", "discriminator", "code_discriminator")
-    codes = Codes(Prior(latent), config.posterior, frozenset(players if config.conditional else ()))
+    codes = Codes(
+        Prior(latent), config.posterior, frozenset(players if config.conditional else ()), augment=config.augment
+    )
     nets = _paper_networks(config, spec, latent) if config.arch == "paper" else _networks(config, spec, latent, classes)
     nets["code_discriminator"] = build_code_discriminator(
         latent, width=config.code_width, depth=config.code_depth, classes=classes, spectral=config.spectral
@@ -157,7 +162,8 @@ def build(config: Config, spec: Spec) -> Recipe:
             phase("discriminators", codes, (realism.discriminator(), code_critic.discriminator())),
         ),
     )
-    return Recipe((Stage("train", game),), spec, codes.abilities(), config.conditional)
+    abilities = codes.abilities() | critic_abilities(nets["discriminator"])
+    return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
 def _networks(config: Config, spec: Spec, latent: int, classes: int | None) -> dict[str, nn.Module]:

@@ -14,18 +14,32 @@ Routing:
     kl                   +4        ·
     reconstruction       +1       +1
 
-Deviations: Adam instead of Adagrad; networks size themselves to the data. The paper's likelihood for binary sprites,
-Bernoulli, is the default; on grey images it treats values as probabilities.
+Presets: `beta-vae-paper` has the fully connected networks and Adagrad that the paper uses for sprites.
+
+Deviations: by default Adam instead of Adagrad, and networks that size themselves to the data. The paper's likelihood
+for binary sprites, Bernoulli, is the default; on grey images it treats values as probabilities.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from twofold.coefficients import Ramp
 from twofold.game import State, Term
+from twofold.nets.build import build_decoder, build_encoder
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import kl_term, variational_autoencoder
+from twofold.rollouts import (
+    VARIATIONAL_OPTIMIZERS,
+    LikelihoodDecoder,
+    classes_for,
+    kl_term,
+    likelihood_for,
+    variational_autoencoder,
+    variational_networks,
+)
 from twofold.spec import Spec
 from twofold.terms.divergence import capacity, kl_normal
 from twofold.terms.likelihood import LIKELIHOODS
@@ -43,17 +57,27 @@ class Config:
         "scale of a Normal or Laplace likelihood: fixed to 1, one learned number, or one per value",
         choices=("fixed", "scalar", "output"),
     )
-    arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
+    arch: str = option(
+        "conv",
+        "networks for images; paper: theirs for sprites; vectors always get an MLP",
+        choices=("conv", "mlp", "paper"),
+    )
     width: int | None = option(
-        None, "channels of the first convolution (none: 32) or units of an MLP's layers (none: 256)"
+        None, "channels of the first convolution (none: 32), units of an MLP's layers (256) or the paper's (1,200)"
     )
     depth: int = option(2, "hidden layers of an MLP")
     hidden: int = option(256, "units of a fully connected layer between convolutions and head; 0: none")
     norm: str = option("none", "normalisation inside the networks", choices=("batch", "group", "layer", "none"))
-    learning_rate: float = option(1e-3, "Adam's learning rate")
+    optimizer: str = option("adam", "optimizer of both networks", choices=tuple(VARIATIONAL_OPTIMIZERS))
+    learning_rate: float = option(1e-3, "the optimizer's learning rate")
     clip_norm: float | None = option(None, "largest norm of each network's gradient")
     ema_half_life_examples: float | None = option(None, "sample from an average of the decoder with this half-life")
     conditional: bool = option(False, "condition encoder and decoder on the labels")
+
+
+def paper() -> Config:
+    """Higgins et al. 2017, table 1, 2D Shapes: fully connected, 1,200 units a layer, Adagrad."""
+    return Config(arch="paper", hidden=0, optimizer="adagrad", learning_rate=1e-2)
 
 
 def build(config: Config, spec: Spec) -> Recipe:
@@ -69,4 +93,21 @@ def build(config: Config, spec: Spec) -> Recipe:
 
         kl = Term("kl", distance_to_capacity, to={"encoder": config.beta})
     likelihood = config.likelihood or ("bernoulli" if spec.kind == "image" else "normal")
-    return variational_autoencoder(replace(config, likelihood=likelihood), spec, kl=kl)
+    config = replace(config, likelihood=likelihood)
+    networks = paper_networks(config, spec) if config.arch == "paper" else variational_networks(config, spec)
+    return variational_autoencoder(config, spec, kl=kl, networks=networks)
+
+
+def paper_networks(config: Config, spec: Spec) -> tuple[nn.Module, LikelihoodDecoder]:
+    """Two layers of ReLUs to q(z|x), three layers of tanh to the likelihood's parameters; `width` units each."""
+    units, likelihood = config.width or 1200, likelihood_for(config, spec)
+    sizes: dict[str, Any] = {
+        "arch": "mlp",
+        "width": units,
+        "norm": config.norm,
+        "classes": classes_for(spec, config.conditional),
+    }
+    encoder = build_encoder(spec, 2 * config.latent, depth=2, activation="relu", **sizes)
+    outputs = likelihood.outputs(spec.shape[0])
+    decoder = build_decoder(spec, config.latent, outputs=outputs, depth=3, activation="tanh", **sizes)
+    return encoder, LikelihoodDecoder(decoder, likelihood)

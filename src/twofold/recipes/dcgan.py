@@ -14,7 +14,7 @@ Routing:
       adversarial_generator             +1              ·
 
 Deviations: depth follows the image's size, halving each side until it is at most 4 (the paper's 64×64 networks have
-four such steps, from 1024 channels at 4×4; `--width 128` and `max_width` 1024 give them); the released code's
+four such steps, from 1024 channels at 4×4; `dcgan-paper` has them); the released code's
 weight decay is left out.
 """
 
@@ -27,10 +27,11 @@ from typing import Any
 import torch
 
 from twofold.game import Player, Stage
+from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import build_decoder, build_discriminator
 from twofold.nets.init import dcgan_init
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, Penalty, adversarial_game, classes_for, generator_abilities
+from twofold.rollouts import Generator, Penalty, adversarial_game, classes_for, critic_abilities, generator_abilities
 from twofold.spec import Spec
 from twofold.terms.adversarial import build_adversarial
 
@@ -41,9 +42,18 @@ class Config:
     width: int = option(32, "channels of the discriminator's first convolution; doubles with each step")
     max_width: int = option(1024, "no layer has more channels than this")
     real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
-    learning_rate: float = option(2e-4, "Adam's learning rate, both players")
+    critic_plays: int = option(1, "plays of the discriminator, on fresh batches, to one of the generator")
+    spectral: bool = option(False, "spectral normalisation of the discriminator (Miyato et al. 2018)")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
+    learning_rate: float = option(2e-4, "Adam's learning rate, the generator's")
+    learning_rate_discriminator: float | None = option(None, "the discriminator's; none: the same")
     ema_half_life_examples: float | None = option(None, "sample from an average of the generator with this half-life")
     conditional: bool = option(False, "condition both players on the labels")
+
+
+def paper() -> Config:
+    """The 64×64 networks of their figure 1, for images of any size: 128 to 1,024 channels."""
+    return Config(width=128)
 
 
 def build(config: Config, spec: Spec) -> Recipe:
@@ -54,19 +64,27 @@ def build(config: Config, spec: Spec) -> Recipe:
     generator = Generator(
         build_decoder(spec, config.latent, outputs=spec.shape[0], norm="batch", activation="relu", **sizes), spec
     )
-    discriminator = build_discriminator(spec, norm="batch", activation="leaky", first_norm=False, **sizes)
+    discriminator = build_discriminator(
+        spec, norm="batch", activation="leaky", first_norm=False, spectral=config.spectral, **sizes
+    )
     dcgan_init(generator)
     dcgan_init(discriminator)
-    adam = partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.5, 0.999))
+    adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+    rate = config.learning_rate
     game = adversarial_game(
         {
-            "generator": Player(generator, adam, ema_half_life_examples=config.ema_half_life_examples),
-            "discriminator": Player(discriminator, adam),
+            "generator": Player(
+                generator, partial(adam, lr=rate), ema_half_life_examples=config.ema_half_life_examples
+            ),
+            "discriminator": Player(discriminator, partial(adam, lr=config.learning_rate_discriminator or rate)),
         },
         loss=build_adversarial("non-saturating", real_label=config.real_label),
         penalty=Penalty("none", 0.0),
         latent=config.latent,
         noise="uniform",
         conditional=config.conditional,
+        critic_plays=config.critic_plays,
+        augment=check_augment(config.augment, spec),
     )
-    return Recipe((Stage("train", game),), spec, generator_abilities(config.latent, "uniform"), config.conditional)
+    abilities = generator_abilities(config.latent, "uniform") | critic_abilities(discriminator)
+    return Recipe((Stage("train", game),), spec, abilities, config.conditional)

@@ -31,6 +31,7 @@ import torch
 
 from twofold.game import Player, Stage
 from twofold.latents import PRIORS
+from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import build_decoder, build_discriminator
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import (
@@ -39,6 +40,7 @@ from twofold.rollouts import (
     Penalty,
     adversarial_game,
     classes_for,
+    critic_abilities,
     generator_abilities,
 )
 from twofold.spec import Spec
@@ -54,6 +56,7 @@ class Config:
     penalty_every: int = option(1, "evaluate the penalty in every n-th play only, n times as strong")
     critic_plays: int = option(1, "plays of the discriminator, on fresh batches, to one of the generator")
     weight_limit: float | None = option(None, "clip the discriminator's weights to ± this number")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     latent: int = option(64, "size of z")
     noise: str = option("normal", "distribution of z", choices=PRIORS)
     arch: str = option("mlp", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
@@ -125,8 +128,9 @@ def build(config: Config, spec: Spec) -> Recipe:
         noise=config.noise,
         conditional=config.conditional,
         critic_plays=config.critic_plays,
+        augment=check_augment(config.augment, spec),
     )
-    abilities = generator_abilities(config.latent, config.noise)
+    abilities = generator_abilities(config.latent, config.noise) | critic_abilities(discriminator)
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 

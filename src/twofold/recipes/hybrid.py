@@ -70,6 +70,7 @@ from twofold.autoencoders import (
 )
 from twofold.coefficients import Ramp, product
 from twofold.game import Coefficient, Game, Phase, Player, Stage, Term
+from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import (
@@ -78,6 +79,7 @@ from twofold.rollouts import (
     LikelihoodDecoder,
     Penalty,
     classes_for,
+    critic_abilities,
     distortion,
     elbo,
     levels,
@@ -125,6 +127,7 @@ class Config:
     see: str = option("both", "the fakes that the discriminator judges", choices=tuple(KINDS))
     weigh: str | None = option(None, "two kinds of fakes; none: sum for cross-entropies, else mean", choices=WEIGH)
     real_label: float = option(1.0, "the discriminators' target for what is real; below 1: one-sided label smoothing")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     penalty: str = option("none", "what keeps the discriminator smooth", choices=PENALTIES)
     penalty_weight: float = option(10.0, "λ of the gradient penalty, γ of R1 and R2")
     penalty_every: int = option(1, "evaluate penalties in every n-th play only, n times as strong")
@@ -206,6 +209,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         config.posterior,
         frozenset((*nets, "prior") if config.conditional else ()),
         _feature_layer(config, nets),
+        check_augment(config.augment, spec),
     )
     game = Game(_players(config, nets), _phases(config, codes, _rows(config, codes)))
     abilities = codes.abilities()
@@ -213,6 +217,8 @@ def build(config: Config, spec: Spec) -> Recipe:
         abilities = {name: abilities[name] for name in ("prior", "decode", "sample")}
     if config.match == "kl" and config.likelihood in ON_VALUES:
         abilities["elbo"] = elbo
+    if "discriminator" in nets:
+        abilities |= critic_abilities(nets["discriminator"])
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
@@ -242,6 +248,7 @@ def _refuse_idle(config: Config) -> None:
             (
                 "see",
                 "weigh",
+                "augment",
                 "penalty",
                 "weight_limit",
                 "spectral",

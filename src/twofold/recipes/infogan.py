@@ -36,7 +36,7 @@ instead of a sigmoid, as our images are in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from twofold.game import Game, Phase, Player, Stage, State, Term
 from twofold.latents import PRIORS, prior
+from twofold.nets.augment import POLICIES, augmentation, check_augment
 from twofold.nets.build import build_decoder, build_encoder
 from twofold.nets.layers import norm_layer
 from twofold.nets.mlp import MLP
@@ -71,6 +72,7 @@ class Config:
         "non-saturating", "adversarial loss", choices=("non-saturating", "minimax", "least-squares", "hinge")
     )
     real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     latent: int = option(16, "size of the noise z beside the codes")
     noise: str = option("normal", "distribution of z", choices=PRIORS)
     arch: str = option(
@@ -85,7 +87,9 @@ class Config:
     hidden: int = option(256, "units of a fully connected layer between convolutions and heads")
     norm: str = option("batch", "normalisation in the generator", choices=("batch", "group", "layer", "none"))
     norm_discriminator: str = option(
-        "none", "the same in trunk and posterior", choices=("batch", "group", "layer", "none")
+        "auto",
+        "the same in trunk and posterior; auto: batch for images, without which the codes are found late, else none",
+        choices=("auto", "batch", "group", "layer", "none"),
     )
     spectral: bool = option(False, "spectral normalisation of the trunk (Miyato et al. 2018)")
     learning_rate: float = option(1e-3, "the generator's learning rate")
@@ -167,6 +171,9 @@ class Posterior(nn.Module):
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     _check(config)
+    check_augment(config.augment, spec)
+    if config.norm_discriminator == "auto":
+        config = replace(config, norm_discriminator="batch" if spec.kind == "image" else "none")
     codes = Codes(
         config.latent,
         config.noise,
@@ -186,13 +193,15 @@ def build(config: Config, spec: Spec) -> Recipe:
 
     def discriminate(state: State) -> dict[str, Tensor]:
         out = fake(state)
-        h_real, h_fake = call_together(state.nets["trunk"], state.batch["x"], out["x_fake"])
+        seen = augmentation(config.augment, out["x_fake"], generator=state.generator)
+        h_real, h_fake = call_together(state.nets["trunk"], seen(state.batch["x"]), seen(out["x_fake"]))
         real, fake_logits = call_together(state.nets["discriminator"], h_real, h_fake)
         return out | {"real_logits": real, "fake_logits": fake_logits, "said": state.nets["posterior"](h_fake)}
 
     def deceive(state: State) -> dict[str, Tensor]:
         out = fake(state)
-        h = state.nets["trunk"](out["x_fake"])
+        seen = augmentation(config.augment, out["x_fake"], generator=state.generator)
+        h = state.nets["trunk"](seen(out["x_fake"]))
         return out | {"fake_logits": state.nets["discriminator"](h), "said": state.nets["posterior"](h)}
 
     def information(state: State) -> Tensor:
@@ -250,6 +259,10 @@ def build(config: Config, spec: Spec) -> Recipe:
         "prior": draw,
         "decode": decode,
         "sample": lambda nets, n, *, y=None, generator: decode(nets, draw(nets, n, generator=generator)),
+    }
+    abilities |= {
+        "judge": lambda nets, x, *, y=None: nets["discriminator"](nets["trunk"](x)),
+        "features": lambda nets, x, *, y=None: nets["trunk"](x).flatten(1),
     }
     if config.categorical_codes:
         abilities["classify"] = classify

@@ -38,6 +38,7 @@ from twofold.game import Game, Phase, Stage, State, Term
 from twofold.nets.init import xavier_init
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import (
+    draw_binary,
     elbo,
     iw_bound,
     labels,
@@ -153,12 +154,6 @@ def build(config: Config, spec: Spec) -> Recipe:
 def loss(state: State) -> Tensor:
     """-L_k in nats, mean over the batch."""
     return -importance_weighted_bound(state["log_weights"]).mean()
-
-
-def draw_binary(x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Each grey value of x in [-1, 1] as the probability of +1 against -1."""
-    uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return torch.where(uniform < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
 
 
 def _on_binary(score: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:

@@ -29,6 +29,7 @@ Dis_l is taken before normalisation, as in the released code. The paper's unit v
 
 Presets: `vae-gan-released` is what the released scripts do: the discriminator sees real images and prior samples but
 no reconstructions, the players rest by the equilibrium rule, γ = 1e-5 / (1 - 1e-5), and the rate decays.
+`vae-gan-paper` has the paper's networks for 64×64 images.
 
 Deviations: networks size themselves to the data (the paper's are for 64×64 faces) and have one fully connected layer
 of `hidden` units instead of 512 to 2048; γ is tuned for them.
@@ -38,18 +39,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from twofold.coefficients import Decay, Equilibrium, product
+from twofold.coefficients import Decay, Equilibrium, Ramp, product
 from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior
+from twofold.nets.augment import POLICIES, augmentation, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator, build_encoder
+from twofold.nets.layers import Block, linear_block, norm_layer, through
 from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
-from twofold.rollouts import Generator, autoencoder_abilities, classes_for, convolves, labels, posterior, rate
+from twofold.rollouts import (
+    Generator,
+    autoencoder_abilities,
+    classes_for,
+    convolves,
+    critic_abilities,
+    kl_term,
+    labels,
+    posterior,
+)
 from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
 from twofold.terms.matching import feature_reconstruction
@@ -61,6 +74,7 @@ PAPER_FEATURES = 256 * 8 * 8
 @dataclass(frozen=True)
 class Config:
     latent: int = option(32, "size of the code z")
+    kl_warmup_examples: int = option(0, "the KL's coefficient rises from 0 to 1 over this many examples; 0: no warm-up")
     gamma: float = option(1e-2, "γ: weight of the feature reconstruction in the decoder's row")
     feature_layer: int | None = option(
         None, "l: the discriminator's block whose output is compared, counted from 1; none: the last but two"
@@ -71,10 +85,13 @@ class Config:
     adversarial: str = option("minimax", "the decoder's adversarial term", choices=("minimax", "non-saturating"))
     see_reconstructions: bool = option(True, "the discriminator sees x̃ beside x and x_p")
     real_label: float = option(1.0, "the discriminator's target for real examples; below 1: one-sided label smoothing")
+    augment: str = option("none", "what the discriminator sees images through (Zhao et al. 2020)", choices=POLICIES)
     equilibrium: bool = option(False, "let the discriminator or the decoder rest when it is far ahead (released code)")
     equilibrium_target: float = option(0.68, "mean cost in nats around which both move")
     equilibrium_margin: float = option(0.35, "distance from the target at which one rests")
-    arch: str = option("conv", "networks for images; vectors always get an MLP", choices=("conv", "mlp"))
+    arch: str = option(
+        "conv", "networks for images; vectors always get an MLP; paper: 64×64 only", choices=("conv", "mlp", "paper")
+    )
     width: int | None = option(
         None, "channels of the first convolution (none: 32) or units of an MLP's layers (none: 256)"
     )
@@ -97,6 +114,12 @@ class Config:
     conditional: bool = option(False, "condition all three networks on the labels")
 
 
+def paper() -> Config:
+    """Larsen et al. 2016, table 1, and section 4: RMSProp at 3e-4, batches of 64. The weight γ is that of the released
+    script for faces; one fully connected layer of the encoder has the script's 1,024 units."""
+    return Config(latent=128, gamma=1e-6 / (1 - 1e-6), feature_layer=4, feature_std=1.0, arch="paper", hidden=1024)
+
+
 def released() -> Config:
     """The released scripts' choices where they differ from the paper's: what Dis sees, the balance rule, γ = w/(1 - w)
     with w = 1e-5, the rate 0.025/64 falling by a quarter per epoch of 250 batches to 1e-5, and weight decay."""
@@ -117,6 +140,8 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.feature_std is None or config.feature_std > 0, f"feature_std is {config.feature_std}, not above 0")
     require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
+    require(config.kl_warmup_examples >= 0, f"kl_warmup_examples is {config.kl_warmup_examples}; it starts at 0")
+    check_augment(config.augment, spec)
     classes = classes_for(spec, config.conditional)
     sizes: dict[str, Any] = {
         "arch": config.arch,
@@ -125,9 +150,13 @@ def build(config: Config, spec: Spec) -> Recipe:
         "hidden": config.hidden if convolves(config.arch, spec) else 0,
         "classes": classes,
     }
-    encoder = build_encoder(spec, 2 * config.latent, norm=config.norm, **sizes)
-    decoder = Generator(build_decoder(spec, config.latent, outputs=spec.shape[0], norm=config.norm, **sizes), spec)
-    discriminator = build_discriminator(spec, norm=config.norm_discriminator, spectral=config.spectral, **sizes)
+    discriminator: Discriminator | PaperDiscriminator
+    if config.arch == "paper":
+        encoder, decoder, discriminator = paper_networks(config, spec)
+    else:
+        encoder = build_encoder(spec, 2 * config.latent, norm=config.norm, **sizes)
+        decoder = Generator(build_decoder(spec, config.latent, outputs=spec.shape[0], norm=config.norm, **sizes), spec)
+        discriminator = build_discriminator(spec, norm=config.norm_discriminator, spectral=config.spectral, **sizes)
     layer = max(1, discriminator.blocks - 2) if config.feature_layer is None else config.feature_layer
     require(
         1 <= layer <= discriminator.blocks,
@@ -139,9 +168,10 @@ def build(config: Config, spec: Spec) -> Recipe:
         x, y = out["x"], labels(state.batch, config.conditional)
         z_p = prior(len(x), config.latent, like=out["z"], generator=state.generator)
         x_rec, x_fake = call_together(state.nets["decoder"], out["z"], z_p, ys=(y, y))
+        seen = augmentation(config.augment, x, generator=state.generator)
         judge = partial(cast(Discriminator, state.nets["discriminator"]).forward_with_features, layer=layer)
         (real, f_real), (rec, f_rec), (fake, _) = call_together(
-            state.nets["discriminator"], x, x_rec, x_fake, ys=(y, y, y), method=judge
+            state.nets["discriminator"], seen(x), seen(x_rec), seen(x_fake), ys=(y, y, y), method=judge
         )
         return out | {
             "x_rec": x_rec,
@@ -183,7 +213,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         decoder_gate, discriminator_gate = rule.decoder, rule.discriminator
 
     terms = (
-        Term("kl", rate, to={"encoder": 1.0}),
+        kl_term(Ramp(0.0, 1.0, config.kl_warmup_examples) if config.kl_warmup_examples else 1.0),
         Term(
             "feature_reconstruction",
             feature_loss,
@@ -201,6 +231,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         phases=(Phase("all", rollout, terms),),
     )
     abilities = autoencoder_abilities(config.latent, lambda nets, z, y: nets["decoder"](z, y))
+    abilities |= critic_abilities(discriminator)
     return Recipe((Stage("train", game),), spec, abilities, config.conditional)
 
 
@@ -212,3 +243,72 @@ def _player(config: Config, net: nn.Module, learning_rate: float | None = None, 
     }[config.optimizer]
     decay = Decay(config.decay, config.decay_examples, config.decay_floor) if config.decay != 1.0 else None
     return Player(net, optimizer, lr_factor=decay, clip_norm=config.clip_norm, **settings)
+
+
+class PaperDecoder(nn.Module):
+    """(batch, latent) → (batch, channels, 64, 64): a linear layer onto 8×8×256, three transposed convolutions (5×5,
+    stride 2) of 256, 128 and 32 channels, each with BatchNorm and ReLU, then one of stride 1 onto the image."""
+
+    def __init__(self, latent: int, channels: int):
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Linear(latent, 256 * 8 * 8),
+            nn.Unflatten(1, (256, 8, 8)),
+            nn.BatchNorm2d(256),
+            nn.ReLU(),
+        ]
+        for inputs, outputs in pairwise((256, 256, 128, 32)):
+            up = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, output_padding=1, bias=False)
+            layers += [up, nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Conv2d(32, channels, 5, padding=2))
+
+    def forward(self, z: Tensor, y: None = None) -> Tensor:
+        return self.net(z)
+
+
+class PaperDiscriminator(nn.Module):
+    """(batch, channels, 64, 64) → logits (batch,): 32 channels at stride 1 without BatchNorm, then 128, 256 and 256 at
+    stride 2 (all 5×5), then 512 units, each with BatchNorm and ReLU. Block 4, 256 maps of 8×8, is the paper's layer."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        plan = zip(pairwise((channels, 32, 128, 256, 256)), (1, 2, 2, 2), strict=True)
+        convs = [nn.Conv2d(a, b, 5, stride, 2, bias=stride == 1) for (a, b), stride in plan]
+        kinds = ("none", "batch", "batch", "batch")
+        self.layers = nn.ModuleList(
+            Block(conv, norm_layer(kind, conv.out_channels, spatial=True), "relu")
+            for conv, kind in zip(convs, kinds, strict=True)
+        )
+        self.layers.append(linear_block(256 * 8 * 8, 512, norm="batch", activation="relu"))
+        self.head = nn.Linear(512, 1)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.layers)
+
+    def forward(self, x: Tensor, y: None = None) -> Tensor:
+        return self.head(through(self.layers, x)[0]).squeeze(1)
+
+    def forward_with_features(self, x: Tensor, y: None = None, *, layer: int) -> tuple[Tensor, Tensor]:
+        """Logits and the block's linear output before its normalisation; see `Discriminator`."""
+        h, features = through(self.layers, x, layer=layer)
+        assert features is not None
+        return self.head(h).squeeze(1), features
+
+
+def paper_networks(config: Config, spec: Spec) -> tuple[nn.Module, Generator, PaperDiscriminator]:
+    """Encoder, decoder and discriminator of their table 1."""
+    require(
+        spec.shape[1:] == (64, 64),
+        f"the paper's networks are for images of 64×64 and this data is {spec.kind}s of "
+        f"{'×'.join(map(str, spec.shape))}; use --arch conv, or resize with --size 64",
+    )
+    require(not config.conditional, "the paper's networks take no labels; use --arch conv with --conditional")
+    require(not config.spectral, "the paper's networks have no spectral normalisation; use --arch conv for it")
+    require(
+        config.norm == config.norm_discriminator == "batch",
+        "the paper's networks have BatchNorm; use --arch conv for another norm",
+    )
+    encoder = build_encoder(spec, 2 * config.latent, width=64, hidden=config.hidden, norm="batch", min_size=8)
+    decoder = Generator(PaperDecoder(config.latent, spec.shape[0]), spec)
+    return encoder, decoder, PaperDiscriminator(spec.shape[0])

@@ -13,6 +13,7 @@ from twofold.errors import InputError, unknown
 from twofold.terms.matching import require_same_shape, single_precision, sum_per_example
 
 KERNELS = ("rbf", "imq")
+VARIANCE_FLOOR = 1e-9
 RELATIVE_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -62,6 +63,23 @@ def kl_normal_full(mean: Tensor, covariance: Tensor) -> Tensor:
     trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
     kl = 0.5 * (trace + mean.square().sum(1) - mean.shape[1] - log_determinant)
     return torch.where(info == 0, kl, torch.nan)
+
+
+def kl_moments(z: Tensor) -> Tensor:
+    """KL(N(m, diag s²) ‖ N(0, I)) in nats, a scalar, with m and s² the batch's own mean and variance of each dimension.
+    Shapes (batch, dims) → ().
+
+    Σ_j ½ (m_j² + s_j² - 1) - log s_j: how far a batch of codes is from the prior, as AGE (Ulyanov et al. 2018) measures
+    it. The variance divides by the batch. A small number inside the logarithm keeps a dimension in which all
+    codes agree finite (at most 10 nats). Depends on all examples, so parts of a batch do not add up to it.
+
+    >>> kl_moments(torch.tensor([[1.0], [-1.0]]))
+    tensor(0.)
+    """
+    if z.ndim != 2:
+        raise ValueError(f"z is {tuple(z.shape)}; give (batch, dims)")
+    variance, mean = torch.var_mean(single_precision(z), dim=0, correction=0)
+    return 0.5 * (mean.square() + variance - 1 - (variance + VARIANCE_FLOOR).log()).sum()
 
 
 def free_bits(kl_per_dimension: Tensor, *, nats: float) -> Tensor:

@@ -113,7 +113,32 @@ def discretized_logistic_mixture_nll(params: Tensor, x: Tensor, *, levels: int =
     if coefficients is not None:
         values = [x[:, 0], x[:, 1]]
         means = torch.stack([_conditioned(means, coefficients, values, channel) for channel in range(3)], dim=1)
+    log_prob = _bin_log_prob(x, means, log_scales, levels)
+    return -sum_per_example(torch.logsumexp(F.log_softmax(logits, dim=1) + log_prob.sum(1), dim=1))
 
+
+def discretized_logistic_mixture_log_prob(params: Tensor, x: Tensor, channel: int, *, levels: int = 256) -> Tensor:
+    """log p(every level of one channel | the channels before it) of the same mixture: (batch, levels).
+
+    params (batch, k · (1 + groups · channels)) of one position each, x (batch, channels), of which only the channels
+    before `channel` are looked at. Seen values make the components that foretold them more probable. This is what
+    turns the mixture into a distribution to draw from token by token; summed over a position's channels it is minus
+    `discretized_logistic_mixture_nll`.
+    """
+    logits, means, log_scales, coefficients = _mixture(single_precision(params), x.shape[1])
+    x = single_precision(x).unsqueeze(2)
+    weights = F.log_softmax(logits, dim=1)
+    for k in range(channel + 1):
+        mean = means[:, k] if coefficients is None else _conditioned(means, coefficients, [x[:, 0], x[:, 1]], k)
+        if k < channel:
+            weights = weights + _bin_log_prob(x[:, k], mean, log_scales[:, k], levels)
+    grid = torch.linspace(-1, 1, levels, device=x.device, dtype=x.dtype)[:, None]
+    each = _bin_log_prob(grid, mean[:, None], log_scales[:, channel, None], levels)
+    return torch.logsumexp(F.log_softmax(weights, dim=1)[:, None] + each, dim=2)
+
+
+def _bin_log_prob(x: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> Tensor:
+    """log probability of the bin around each grid value x under a logistic; the three broadcast."""
     half_bin = 1 / (levels - 1)
     inverse_scales = torch.exp(-log_scales)
     above = F.logsigmoid((x - means + half_bin) * inverse_scales)  # log P(value < upper edge of the bin)
@@ -121,8 +146,7 @@ def discretized_logistic_mixture_nll(params: Tensor, x: Tensor, *, levels: int =
     width = torch.log(-torch.expm1(-2 * half_bin * inverse_scales))
     # The outermost bins reach to infinity, so that one of their two edges is no bound.
     first, last = x < -1 + half_bin, x > 1 - half_bin
-    log_prob = above.masked_fill(last, 0) + below.masked_fill(first, 0) + width.masked_fill(first | last, 0)
-    return -sum_per_example(torch.logsumexp(F.log_softmax(logits, dim=1) + log_prob.sum(1), dim=1))
+    return above.masked_fill(last, 0) + below.masked_fill(first, 0) + width.masked_fill(first | last, 0)
 
 
 def soft_clamp(values: Tensor, low: float, high: float) -> Tensor:

@@ -4,6 +4,7 @@ that every file of this package follows: equal shapes, at least single precision
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -62,6 +63,18 @@ def squared_error(x_rec: Tensor, x: Tensor) -> Tensor:
     """Σ (x_rec - x)² per example. Shapes (batch, ...) → (batch,). No factor ½; see `likelihood.normal_nll` for nats."""
     require_same_shape(x_rec=x_rec, x=x)
     return sum_per_example((single_precision(x_rec) - single_precision(x)).square())
+
+
+def cosine_distance(z_rec: Tensor, z: Tensor) -> Tensor:
+    """1 - cos of the angle between two codes, per example, in [0, 2]. Shapes (batch, dims) → (batch,).
+
+    Half the squared distance of both on the unit sphere: AGE's reconstruction of codes.
+
+    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor([1.])
+    """
+    require_same_shape(z_rec=z_rec, z=z)
+    return 1 - F.cosine_similarity(single_precision(z_rec), single_precision(z), dim=1)
 
 
 def feature_reconstruction(features_rec: Tensor, features_real: Tensor) -> Tensor:

@@ -1,0 +1,114 @@
+"""What caches save: the time of drawing tokens with and without, in one run.
+
+    python bench/decode.py --out runs/decode
+
+A gated PixelCNN (8 layers of 64 channels, 28×28 binary images) and a GPT (8 layers of 256 units, 256 tokens), random
+weights, on the CPU and one thread. For each batch size: the seconds of `generate` with the cache, and of the same call
+through `Uncached`, which runs the whole network for every token; whether both drew the same tokens; the ratio. Without
+the cache `--share` of the tokens is drawn, spread evenly over the places, and their mean taken for all. Then the time
+against the number of tokens, fitted by a straight line on a log-log scale: a slope of 1 is time linear in tokens.
+
+Processor time of one thread, the best of `--repeats` with the cache. On a machine that does other work the memory is
+shared all the same, and only ratios of figures from one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from twofold.decode import Uncached, generate, row_seeds
+from twofold.nets.pixelcnn import PixelCNN
+from twofold.nets.transformer import GPT
+
+
+def scattered(net: nn.Module) -> nn.Module:
+    """`net` with weights large enough that its tokens depend on one another."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in net.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=(1 / weight[0].numel()) ** 0.5, generator=generator)
+    return net.eval()
+
+
+def seconds(function: Callable[[], object], repeats: int) -> float:
+    """The least processor time of a call, after one that does not count."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@torch.no_grad()
+def naive_seconds(model: Uncached, length: int, rows: int, share: float) -> float:
+    """Of drawing `length` tokens with a whole pass each, from passes at evenly spread places."""
+    places = np.linspace(1, length, max(2, round(share * length))).round().astype(int)
+    tokens = torch.zeros(rows, length, dtype=torch.int64)
+    model(tokens)
+    times = []
+    for place in places:
+        start = time.process_time()
+        model(tokens[:, :place])
+        times.append(time.process_time() - start)
+    return float(np.mean(times)) * length
+
+
+def measure(model: nn.Module, length: int, rows: int, repeats: int, share: float) -> dict[str, float]:
+    """One line of the table."""
+    seeds = row_seeds(rows, generator=torch.Generator().manual_seed(0))
+    lengths = [length // 8, length // 4, length // 2, length]
+    times = [seconds(partial(generate, model, n, seeds=seeds), repeats) for n in lengths]
+    naive = naive_seconds(Uncached(model), length, rows, share)
+    few = lengths[0]
+    same = torch.equal(generate(model, few, seeds=seeds), generate(Uncached(model), few, seeds=seeds))
+    return {
+        "cached_seconds": times[-1],
+        "naive_seconds": naive,
+        "ratio": naive / times[-1],
+        "same_tokens": same,
+        "log_log_slope": float(np.polyfit(np.log(lengths), np.log(times), 1)[0]),
+        "tokens_per_second": rows * length / times[-1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/decode"))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--share", type=float, default=0.1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    side = 28
+    models = {
+        "PixelCNN 8×64, 28×28": (scattered(PixelCNN(1, side, side, levels=2, width=64, layers=8)), side * side),
+        "GPT 8×256, 256 tokens": (scattered(GPT(512, 256, width=256, layers=8, heads=8)), 256),
+    }
+    record = [
+        {"model": name, "rows": rows} | measure(model, length, rows, arguments.repeats, arguments.share)
+        for name, (model, length) in models.items()
+        for rows in arguments.batches
+    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "decode.json").write_text(json.dumps(record, indent=2, ensure_ascii=False))
+    print("| model | rows | with cache, s | without, s | ratio | same tokens | slope | tokens/s |\n|" + "---|" * 8)
+    for r in record:
+        print(
+            f"| {r['model']} | {r['rows']} | {r['cached_seconds']:.2f} | {r['naive_seconds']:.1f} | {r['ratio']:.0f} | "
+            f"{r['same_tokens']} | {r['log_log_slope']:.2f} | {r['tokens_per_second']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
