@@ -15,7 +15,7 @@ demo: $(STAMP)
 	@rm -rf runs/demo runs/demo-comparison
 	$(BIN)/twofold train vae-gan --data digits --out runs/demo --examples 150000 --seed 0
 	$(BIN)/twofold sample runs/demo -n 64 --seed 0 --out runs/demo/samples.png
-	$(BIN)/twofold compare vae dcgan vae-gan --data digits --seeds 2 --examples 40000 --out runs/demo-comparison --metrics frechet,manifold,high_frequency,mse,structure
+	$(BIN)/twofold compare vae dcgan vae-gan --data digits --seeds 3 --examples 40000 --out runs/demo-comparison --metrics frechet,manifold,high_frequency,mse,structure
 	@echo
 	@echo "Done. Open runs/demo-comparison/report.html (VAE, GAN and VAE-GAN side by side) and runs/demo/report.html in a browser; the samples alone are runs/demo/samples.png"
 
