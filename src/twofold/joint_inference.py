@@ -125,7 +125,8 @@ def joint_networks(config: Any, spec: Spec, codes: Codes, *, classes: int | None
             arch=config.arch,
             width=config.width,
             depth=config.depth,
-            hidden=config.hidden,
+            # The head that joins both needs a layer of its own: without `hidden` as wide as the code's features.
+            hidden=config.hidden or config.code_width,
             code_width=config.code_width,
             norm=config.norm_discriminator,
             spectral=config.spectral,
