@@ -30,12 +30,11 @@ its samples do not depend on E.
 
 Preset: `age-paper` has the released DCGAN networks, for images of 32×32, and the rest of the CIFAR-10 run.
 
-Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at
-best and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and
-averages the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The
-rate is not halved on the way. By default norms are LayerNorm: with BatchNorm in the generator codes did not come back
-on digits. Both networks are used as averages of their weights (`--ema-half-life-examples none` is the paper). Networks
-size themselves to the data.
+Deviations: the sphere has radius √dims instead of 1, which moves every KL by the same constant, so that it is 0 at best
+and not dims · ½ (log dims - 1 + 1/dims). The released code takes the variance where the deviation belongs, and averages
+the KL over dimensions and L1 over values; ours are sums, and `age-paper` says what its weights become. The rate is not
+halved on the way. By default norms are LayerNorm, which does not mix examples. Both networks are used as averages of
+their weights (`--ema-half-life-examples none` is the paper). Networks size themselves to the data.
 """
 
 from __future__ import annotations
