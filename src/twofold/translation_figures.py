@@ -47,11 +47,13 @@ def no_cycle(study: Study) -> str | None:
 
 
 def no_identity(study: Study) -> str | None:
-    """Why a map cannot be applied to what it makes."""
+    """Why maps between two sides cannot be applied to what they make."""
+    if reason := no_cycle(study):
+        return reason
     source, target = study.model.spec.input, study.model.spec
     if source is not None and source.shape != target.shape:
         return f"the two sides have shapes {source.shape} and {target.shape}, so no map takes its own side"
-    return no_translation(study)
+    return None
 
 
 def no_target(study: Study) -> str | None:
@@ -203,14 +205,12 @@ def cycle_errors(study: Study) -> list[Result]:
 
 
 def identity_errors(study: Study) -> list[Result]:
-    """How much each map changes what is already on its side."""
-    x = study.real[0]
-    found = [study.mean("identity_error_target", map_errors(study.translated(x), x), "lower", range=RANGE)]
-    if "translate_back" in study.model.recipe.abilities:
-        a = study.inputs
-        same = study.translated(a, back=True)
-        found.append(study.mean("identity_error_input", map_errors(same, a), "lower", range=RANGE))
-    return found
+    """How much each of two maps changes what is already on its side."""
+    a, x = study.inputs, study.real[0]
+    return [
+        study.mean("identity_error_target", map_errors(study.translated(x), x), "lower", range=RANGE),
+        study.mean("identity_error_input", map_errors(study.translated(a, back=True), a), "lower", range=RANGE),
+    ]
 
 
 def couple_agreement(study: Study) -> list[Result]:
