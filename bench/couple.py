@@ -16,12 +16,6 @@ import torch
 
 import twofold
 from twofold.data import load, pair
-from twofold.metrics.translation import pixel_agreement
-
-
-def agreement(a: np.ndarray, x: np.ndarray) -> float:
-    """Of images in [0, 16] and negatives in [0, 16]."""
-    return pixel_agreement(torch.from_numpy(16 - a), torch.from_numpy(x), threshold=8.0)
 
 
 def main() -> None:
@@ -41,10 +35,10 @@ def main() -> None:
             out = arguments.out / f"{'shared' if share else 'apart'}-{seed}"
             settings = {"examples": arguments.examples, "seed": seed, "width": arguments.width, "share": share}
             model = twofold.train("cogan", data=data, out=out, resume=True, **settings)
-            a, x = model.couple(1000, seed=1)
-            rows[name].append(agreement(a, x))
+            (found,) = twofold.evaluate(model, data=data, metrics="couple_agreement").results
+            rows[name].append(found.value)
             if share:
-                rows["apart"].append(agreement(a, x[np.random.default_rng(0).permutation(1000)]))
+                rows["apart"].append(found.protocol["note"]["of_different_codes"])
             print(f"seed {seed}, {name}: {rows[name][-1]:.3f}", flush=True)
     for name, values in rows.items():
         print(f"{name}: {np.mean(values):.3f} ± {np.std(values):.3f} ({len(values)} seeds)")

@@ -63,7 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {*BASE, "data", "metrics", "model", "using", "run", "pictures"},
     "extractors": {*BASE, "data", "game", "nets", "run"},
     "study": {*BASE, "data", "extractors", "metrics", "model"},
-    "evaluation": {*BASE, "data", "extractors", "metrics", "model", "recipes", "run", "study", "using"},
+    "translation_figures": {*BASE, "metrics", "study"},
+    "evaluation": {
+        *BASE,
+        *("data", "extractors", "metrics", "model", "recipes", "run", "study", "translation_figures", "using"),
+    },
     "comparison_report": {"report", "run"},
     "comparison": {
         *BASE,
@@ -77,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipe",
         "recipes",
         "run",
+        "study",
         "training",
     },
     "training": {
@@ -146,6 +151,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "training": {"torch"},
     "extractors": {"torch"},
     "study": {"torch"},
+    "translation_figures": {"torch"},
     "evaluation": {"torch"},
     "comparison": {"torch"},
     "metrics": {"torch", "numpy"},

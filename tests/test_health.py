@@ -201,6 +201,62 @@ def test_what_is_observed_is_the_discriminators_and_the_losss_own():
     assert {"gradient_norm → generator", "gradient_norm → discriminator"} <= values.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "sides", "signals"),
+    [
+        ("cyclegan", ("a", "x"), ("a", "x")),
+        ("bicycle-gan", ("encoded", "random"), ("encoded", "random")),
+        ("cogan", ("a", "x"), ("a", "x")),
+        ("pix2pix", ("",), ("",)),
+    ],
+)
+def test_each_of_several_discriminators_is_observed_and_probed(name, sides, signals):
+    data = load("digits-color-digits")
+    if name == "cogan":
+        data = load("affine-2d")
+    recipe = built(name, data, width=4, blocks=1, **({"identity_weight": 0.0} if name == "cyclegan" else {}))
+    game, batches = recipe.stages[0].game, Batches(data.train, data.spec, batch_size=8, seed=0)
+    seen: dict = {}
+
+    def look(state: State) -> dict:
+        seen.update(state.rollout)
+        return observe(state)
+
+    progress = begin(game)
+    values = step(game, progress, lambda: batches.draw(0), observe=look)
+    prefixes = [f"{side}_" if side else "" for side in sides]
+    for prefix in prefixes:
+        assert 0 <= float(values[f"{prefix}discriminator_accuracy"]) <= 1
+        assert float(values[f"{prefix}adversarial_signal"]) > 0
+    assert len([k for k in values if k.endswith(("_accuracy", "_signal"))]) == 2 * len(prefixes)
+    if name in ("cyclegan", "bicycle-gan"):  # least squares: the mean over n logits of |2 (D - 1)| / n, n times
+        for prefix in prefixes:
+            logits = seen[f"{prefix}fake_logits"].detach()
+            wanted = float((2 * (logits - 1)).abs().mean())
+            assert float(values[f"{prefix}adversarial_signal"]) == pytest.approx(wanted, rel=1e-4)
+    found = Probes(data, batch_size=8, device=torch.device("cpu")).measure(Model(recipe, recipe.nets), recipe.stages[0])
+    knows = {k: v for k, v in found.items() if k.endswith("train_over_test")}
+    assert set(knows) == {f"probe_{p}discriminator_train_over_test" for p in prefixes}
+    assert all(0.2 < v < 0.8 for v in knows.values())
+
+
+def test_alarms_about_one_of_several_discriminators():
+    made = History(10_000, 64, 0, {"adversarial_x": ("generator_x",), "discriminator_x": ("discriminator_x",)})
+    for k in range(100):
+        made.add({
+            "examples": 100 * k,
+            "a_discriminator_accuracy": 0.7,
+            "x_discriminator_accuracy": 0.999,
+            "gradient_norm → generator_x": 1.0 if k < 20 else 0.001,
+            "gradient_norm → discriminator_x": 1.0 if k < 20 else 0.001,
+        })  # fmt: skip
+    (finding,) = diagnose(made)
+    assert finding.name == "discriminator-too-strong" and "x discriminator" in finding.says
+    assert "generator_x fell" in finding.evidence and "norm of discriminator" not in finding.evidence
+    (finding,) = diagnose(history(probe_encoded_discriminator_train_over_test=[0.5, 0.9, 0.9]))
+    assert finding.name == "critic-overfitting" and "encoded discriminator" in finding.says
+
+
 def test_gradient_norms_are_those_of_the_gradient():
     recipe = built("vae", load("gaussians-8"))
     game = recipe.stages[0].game

@@ -279,6 +279,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
         choices=("classifier", "pixels", "inception"),
         help="what distances are measured on (default: a classifier trained on labelled images, else the values)",
     )
+    _ignored_classes(measured)
     measured.add_argument("--json", type=_path, metavar="FILE", help="also write the results here")
     measured.add_argument("--download", action="store_true", help="let the Inception weights be downloaded (95 MB)")
     _data_options(measured)
@@ -595,6 +596,12 @@ def _value_parser(field: Any) -> Callable[[str], Any]:
     return _or_none(kind) if "None" in kinds else kind
 
 
+def _ignored_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ignore", type=_whole, nargs="+", default=[], metavar="K", help="classes of label maps that count nowhere"
+    )
+
+
 def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="RECIPE", nargs="+", help="names from `twofold recipes`")
     parser.add_argument(
@@ -614,6 +621,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         "--evaluate-examples", type=_count, metavar="N", help="compared with as many (default: up to 2000)"
     )
     parser.add_argument("--features", choices=("classifier", "pixels", "inception"), help="as in twofold evaluate")
+    _ignored_classes(parser)
     parser.add_argument(
         "--own-networks", action="store_true", help="each recipe's default networks instead of equal ones"
     )
@@ -947,6 +955,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         features=arguments.features,
         download=arguments.download,
+        ignore=arguments.ignore,
         json=arguments.json,
         note=_progress,
         **data,
@@ -975,6 +984,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         metrics=arguments.metrics,
         evaluate_examples=arguments.evaluate_examples,
         features=arguments.features,
+        ignore=arguments.ignore,
         equal=not arguments.own_networks,
         options=options,
         own_options=own,

@@ -33,6 +33,7 @@ from twofold.metrics.record import ERRORS, FREE, Result
 from twofold.model import Model, load, record_of
 from twofold.recipe import configure
 from twofold.run import Run, write_json
+from twofold.study import Study, count_for
 from twofold.training import (
     Interrupted,
     Plan,
@@ -47,6 +48,8 @@ from twofold.training import (
 )
 
 MEASURED = "comparison.json"
+TRANSLATED = 16
+"""Inputs whose translations are shown."""
 COUNTED_STEPS = 4
 """Steps over which backward passes are counted."""
 
@@ -76,11 +79,25 @@ WORDS = {
     "ms_ssim": "MS-SSIM of reconstructions",
     "high_quality_share": "share of good samples",
     "reverse_kl_nats": "evenness over modes (reverse KL)",
+    "fcn_pixel_accuracy": "FCN-score, pixel accuracy",
+    "fcn_class_accuracy": "FCN-score, class accuracy",
+    "fcn_class_iou": "FCN-score, class IoU",
+    "labels_pixel_accuracy": "pixel accuracy of labels",
+    "labels_class_accuracy": "class accuracy of labels",
+    "labels_class_iou": "class IoU of labels",
+    "l1_to_target": "distance to the target",
+    "variant_distance": "diversity of variants",
+    "cycle_error_input": "cycle error of inputs",
+    "cycle_error_target": "cycle error of targets",
+    "identity_error_input": "identity error of inputs",
+    "identity_error_target": "identity error of targets",
+    "pixel_agreement": "pixel agreement of pairs",
 }
 """What figures are called in sentences; others by their own name."""
 
 EQUAL_IMAGES: dict[str, Any] = {"arch": "conv", "latent": 32, "width": 16, "hidden": 0}
 EQUAL_VECTORS: dict[str, Any] = {"latent": 16, "width": 128, "depth": 3}
+EQUAL_PAIRS: dict[str, dict[str, Any]] = {"image-pair": {"width": 16}, "vector-pair": {"width": 64, "depth": 2}}
 """What all recipes share, where they have the option, unless it is said otherwise."""
 
 
@@ -99,7 +116,7 @@ class Plans:
     data_options: Mapping[str, Any]
     device: str | None
     evaluation: Mapping[str, Any]
-    """metrics, examples and features of `evaluate`."""
+    """metrics, examples, features and ignore of `evaluate`."""
 
     def folder(self, name: str, seed: int) -> Path:
         return self.out / f"{name}-seed{seed}"
@@ -117,6 +134,7 @@ def compare(
     metrics: str | Sequence[str] | None = None,
     evaluate_examples: int | None = None,
     features: str | None = None,
+    ignore: Sequence[int] = (),
     equal: bool = True,
     options: Mapping[str, Any] | None = None,
     own_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -131,8 +149,9 @@ def compare(
         data: a named source or a path (runs must be able to read it again).
         seeds: how many; they are 0, 1, 2, …
         examples, batch_size, device: of every training, see `twofold.train`.
-        metrics, evaluate_examples, features: of every measurement, see `twofold.evaluate`.
-        equal: give all recipes the same networks (`EQUAL_IMAGES`, `EQUAL_VECTORS`) where they have the options.
+        metrics, evaluate_examples, features, ignore: of every measurement, see `twofold.evaluate`.
+        equal: give all recipes the same networks (`EQUAL_IMAGES`, `EQUAL_VECTORS`, `EQUAL_PAIRS`) where they have the
+            options.
         options: options for all recipes that have them, over `equal`; refused if none has them.
         own_options: {recipe: {option: value}}, over both.
         watch: makes the progress display of one training.
@@ -143,7 +162,7 @@ def compare(
     plans = _plans(
         names, data, out, seeds, Settings(examples=examples, batch_size=batch_size), device, equal,
         options or {}, own_options or {}, data_options or {},
-        {"metrics": metrics, "examples": evaluate_examples, "features": features},
+        {"metrics": metrics, "examples": evaluate_examples, "features": features, "ignore": list(ignore)},
     )  # fmt: skip
     say = note or (lambda line: None)
     models: dict[str, list[dict[str, Any]]] = {name: [] for name in plans.names}
@@ -182,12 +201,13 @@ def _plans(
         raise InputError(f"seeds is {seeds}; train at least 1")
     entries = [recipes.find(name) for name in names]
     for entry in entries:
-        if "sample" not in entry.abilities:
-            raise InputError(f"compare measures samples, and {entry.name} cannot sample; leave it out")
+        if not {"sample", "translate"} & set(entry.abilities):
+            raise InputError(f"compare measures samples or translations; {entry.name} makes neither; leave it out")
     if strange := sorted(set(own_options) - set(names)):
         raise InputError(f"options are given for {strange[0]}, which is not compared; compared are {', '.join(names)}")
     data = load_data(source, seed=0, **data_options)
-    shared = (EQUAL_IMAGES if data.spec.kind == "image" else EQUAL_VECTORS) if equal else {}
+    whole = EQUAL_IMAGES if data.spec.kind == "image" else EQUAL_VECTORS
+    shared = EQUAL_PAIRS.get(data.spec.data_kind, whole) if equal else {}
     known = {entry.name: set(asdict(recipes.default_config(entry))) for entry in entries}
     if nobody := sorted(set(options) - set().union(*known.values())):
         raise InputError(f"none of {', '.join(names)} has an option {nobody[0]}")
@@ -195,16 +215,31 @@ def _plans(
         name: {**{k: v for k, v in {**shared, **options}.items() if k in known[name]}, **own_options.get(name, {})}
         for name in names
     }
-    chosen_metrics(evaluation["metrics"])
+    named = chosen_metrics(evaluation["metrics"])
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise InputError(f"out is {str(out)!r}, which is a file; give a folder")
     plans = Plans(
         tuple(names), tuple(range(seeds)), source, data, path, settings, chosen, data_options, device, evaluation
     )
+    untrained = []
     for name in names:  # everything a recipe may refuse, it refuses now
-        batches(_plan(plans, name, 0))
+        plan = _plan(plans, name, 0)
+        batches(plan)
+        untrained.append(_study(plans, plan))
+    for metric in named:
+        reasons = [metric.lacks(study) for study in untrained]
+        if None not in reasons:
+            raise InputError(f"{metric.name} can be measured of none of {', '.join(names)}: {reasons[0]}")
     return plans
+
+
+def _study(plans: Plans, plan: Plan) -> Study:
+    """What a metric is asked about before there is a trained model."""
+    count = count_for(plans.data, plans.evaluation["examples"])
+    features, ignore = plans.evaluation["features"], tuple(plans.evaluation["ignore"])
+    model = Model(plan.recipe, plan.recipe.nets)
+    return Study(model, plans.data, count, features=features, ignore=ignore, config=asdict(plan.config))
 
 
 def _settings(plans: Plans, seed: int) -> Settings:
@@ -294,6 +329,9 @@ def _measured(plans: Plans, model: Model, say: Callable[[str], None]) -> list[di
             return stored["results"]
     say(f"{model.run.path.name}: measuring")
     found = evaluate(model, **plans.evaluation, only_possible=True)
+    if wanted is not None:
+        for name, reason in found.left_out.items():
+            say(f"{model.run.path.name}: not measured: {name}: {reason}")
     results = [result.to_json() for result in found.results]
     model.run.write_json(MEASURED, {"asked": asked, "results": results, "left_out": dict(found.left_out)})
     return results
@@ -521,8 +559,8 @@ def value_text(cell: Mapping[str, Any]) -> str:
 
 
 def _pictures(plans: Plans, models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, bytes]]:
-    """{model: {"samples", "reconstructions", "interpolations", "curves": PNG}} of the first seed, all from the same
-    latent seed and the same test examples; under "data" the real ones."""
+    """{model: {"samples", "translations", "reconstructions", "interpolations", "curves": PNG}} of the first seed, all
+    from the same latent seed and the same test examples; under "data" the real ones."""
     from twofold.data import from_model, to_model
     from twofold.pictures import curves, image_grid, png_bytes, reconstruction_grid, samples_picture
 
@@ -531,13 +569,23 @@ def _pictures(plans: Plans, models: Mapping[str, Sequence[Mapping[str, Any]]]) -
     images = spec.kind == "image"
     shown = 64 if images else 1024
     pictures = {"data": {"samples": png_bytes(samples_picture(real[:shown], spec))}}
+    given = None
+    if images and spec.input is not None and held_out.a is not None:
+        given = to_model(held_out.a[torch.arange(min(len(held_out.a), TRANSLATED))], spec.input)
+        if spec.paired:
+            pictures["data"]["translations"] = png_bytes(reconstruction_grid(given, real[: len(given)], columns=8))
     for name, runs in models.items():
         if "failed" in runs[0]:
             continue
         model = load(plans.folder(name, plans.seeds[0]))
         assert model.run is not None
         seen = partial(samples_picture, spec=spec, reference=None if images else real)
-        made = {"samples": png_bytes(seen(model.sample_tensor(shown, seed=0)))}
+        made: dict[str, bytes] = {}
+        if "sample" in model.abilities:
+            made["samples"] = png_bytes(seen(model.sample_tensor(shown, seed=0)))
+        if given is not None and "translate" in model.abilities:
+            there = model.translate_tensor(given, seed=0)[:, 0]
+            made["translations"] = png_bytes(reconstruction_grid(given, there, columns=8))
         if images and "reconstruct" in model.abilities:
             labels = held_out.y[:16].numpy() if model.recipe.conditional and held_out.y is not None else None
             rec = model.reconstruct(from_model(real[:16], spec), labels=labels)

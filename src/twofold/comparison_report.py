@@ -12,6 +12,7 @@ from twofold.run import write_file
 
 KINDS = (
     ("samples", "Samples", "Drawn from the same latent seed; the data's own beside them."),
+    ("translations", "Translations", "Of the same test inputs: in each pair of rows the input, below its translation."),
     (
         "reconstructions",
         "Reconstructions",

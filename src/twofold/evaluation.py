@@ -40,6 +40,22 @@ from twofold.metrics.spectrum import high_frequency_power_ratio
 from twofold.model import Model, evaluating, load, record_of
 from twofold.run import write_json
 from twofold.study import Study, count_for
+from twofold.translation_figures import (
+    couple_agreement,
+    cycle_errors,
+    identity_errors,
+    l1_to_target,
+    labels_of_photos,
+    no_couples,
+    no_cycle,
+    no_identity,
+    no_labels_of_photos,
+    no_photos_of_labels,
+    no_target,
+    no_translation,
+    photos_of_labels,
+    variant_distance,
+)
 from twofold.using import data_for
 
 STORED = "evaluation.json"
@@ -104,6 +120,7 @@ def evaluate(
     download: bool = False,
     json: str | Path | None = None,
     only_possible: bool = False,
+    ignore: Sequence[int] = (),
     note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a trained model and keep the results in its run directory.
@@ -119,6 +136,7 @@ def evaluate(
         download: consent to downloading the Inception weights (95 MB) if they are not here.
         json: also write this call's results to this file.
         only_possible: leave out what is named and this model cannot be measured by, instead of refusing it.
+        ignore: of label maps, the classes whose pixels count nowhere, by their number in the palette.
         note: told the name of each metric before it is measured.
 
     Raises `InputError` for a metric that does not exist or was named and cannot be measured.
@@ -132,17 +150,36 @@ def evaluate(
     model = run if isinstance(run, Model) else load(run, checkpoint=checkpoint, device=device)
     _refuse_without_samples(model)
     loaded = data_for(model, data, data_options)
-    study = Study(model, loaded, count_for(loaded, examples), seed, features, download)
     if json is not None and not Path(json).parent.is_dir():
         raise InputError(f"json is {str(json)!r}, but there is no folder {str(Path(json).parent)!r}")
+    count = count_for(loaded, examples)
+    study = Study(model, loaded, count, seed, features, download, ignore=tuple(ignore))
+    found = measure(study, named, only_possible=only_possible, note=note)
+    if model.run is not None:
+        _store(model, found.results)
+    if json is not None:
+        write_json(json, {"results": [result.to_json() for result in found.results], "left_out": found.left_out})
+    return found
+
+
+def measure(
+    study: Study,
+    named: Sequence[Metric] = (),
+    *,
+    only_possible: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """The figures of a study: of the metrics `named`, or of all that it allows but those that take minutes. Keeps
+    nothing. `only_possible` and `note` as in `evaluate`; raises as it does."""
     chosen = named or [metric for metric in METRICS if not metric.on_request and metric.lacks(study) is None]
     left_out = {metric.name: reason for metric in named if (reason := metric.lacks(study))}
     for name, reason in left_out.items():
         if not only_possible:
             raise InputError(f"{name} cannot be measured: {reason}")
-    chosen = [metric for metric in chosen if metric.name not in left_out]
     results: list[Result] = []
     for metric in chosen:
+        if metric.name in left_out:
+            continue
         if note is not None:
             note(metric.name)
         try:
@@ -152,10 +189,6 @@ def evaluate(
             if named and not only_possible:
                 raise InputError(f"{metric.name}: {error}") from None
             left_out[metric.name] = str(error)
-    if model.run is not None:
-        _store(model, results)
-    if json is not None:
-        write_json(json, {"results": [result.to_json() for result in results], "left_out": left_out})
     return Evaluation(tuple(results), left_out)
 
 
@@ -239,15 +272,15 @@ def _store(model: Model, results: Sequence[Result]) -> None:
 
 
 def _refuse_without_samples(model: Model) -> None:
-    if "sample" not in model.abilities:
+    if not {"sample", "translate"} & set(model.abilities):
         raise InputError(
-            f"evaluate measures models that can sample; this model can {', '.join(model.abilities)} (docs/translate.md "
-            "says how translations are measured)"
+            f"evaluate measures models that sample or translate; this one can {', '.join(model.abilities)}"
         )
 
 
-def _nothing(study: Study) -> str | None:
-    return None
+def _samples(study: Study) -> str | None:
+    """Translations of held-out inputs are the samples of a model that only translates."""
+    return no_translation(study) if study.translates else None
 
 
 def _images(study: Study, least: int = 4) -> str | None:
@@ -258,7 +291,11 @@ def _images(study: Study, least: int = 4) -> str | None:
 
 
 def _patches(study: Study) -> str | None:
-    return _images(study, sliced.LEAST_SIDE)
+    return _images(study, sliced.LEAST_SIDE) or _samples(study)
+
+
+def _pictured(study: Study) -> str | None:
+    return _images(study) or _samples(study)
 
 
 def _can(*abilities: str) -> Callable[[Study], str | None]:
@@ -275,7 +312,7 @@ def _classified(study: Study) -> str | None:
 
     if study.features == "pixels":
         return "the values themselves give no classes"
-    return None if study.features == "inception" else unlabelled(study.data)
+    return _samples(study) or (None if study.features == "inception" else unlabelled(study.data))
 
 
 def _labelled(*abilities: str) -> Callable[[Study], str | None]:
@@ -290,7 +327,8 @@ def _labelled(*abilities: str) -> Callable[[Study], str | None]:
 
 
 def _discriminated(study: Study) -> str | None:
-    if "discriminator" not in study.model.recipe.nets or study.model.recipe.conditional:
+    pairs = study.model.spec.input is not None
+    if "discriminator" not in study.model.recipe.nets or study.model.recipe.conditional or pairs:
         return "this model has no discriminator of data alone"
     return _labelled()(study) or _images(study)
 
@@ -367,8 +405,10 @@ def _inception_score(study: Study) -> list[Result]:
     splits = 10 if study.count >= 1000 else max(1, study.count // 100)
     value, spread = inception_score(probabilities(study.samples), splits=splits)
     beside = None if study.reference is None else inception_score(probabilities(study.reference), splits=splits)[0]
-    said = study.protocol(splits=splits, uncertainty="deviation over splits", **study.extractor.protocol)
-    full = study.name(name, f"{splits}splits", label)
+    said = study.protocol(
+        splits=splits, uncertainty="deviation over splits", **study.made(), **study.extractor.protocol
+    )
+    full = study.name_of_samples(name, f"{splits}splits", label)
     return [Result(full, value, "higher", said, spread if splits > 1 else None, beside)]
 
 
@@ -418,8 +458,10 @@ def _diversity(study: Study) -> list[Result]:
         return 1 - structure.mean_similarity(x, pairs=PAIRS, generator=study.generator())
 
     found = values(study.samples)
-    said = study.protocol(pairs=PAIRS, window=window, scales=scales, uncertainty="standard error over pairs")
-    name = study.name("ms_ssim_diversity", f"{PAIRS}pairs_w{window}_s{scales}")
+    said = study.protocol(
+        pairs=PAIRS, window=window, scales=scales, uncertainty="standard error over pairs", **study.made()
+    )
+    name = study.name_of_samples("ms_ssim_diversity", f"{PAIRS}pairs_w{window}_s{scales}")
     beside = float(values(study.real[0]).mean())
     return [Result(name, float(found.mean()), "data", said, standard_error(found), beside)]
 
@@ -451,9 +493,13 @@ def _critic(study: Study) -> list[Result]:
         beside = float(scores[0].mean() - scores[1].mean())
     said = study.protocol(
         steps=CRITIC_STEPS, penalty="gradient penalty, weight 10", trained_on=f"half of the {study.split} split",
-        uncertainty="standard error over examples, of this one critic",
+        uncertainty="standard error over examples, of this one critic", **study.made(),
     )  # fmt: skip
-    return [Result(study.name("wasserstein_critic", f"{CRITIC_STEPS}steps"), value, "lower", said, spread, beside)]
+    return [
+        Result(
+            study.name_of_samples("wasserstein_critic", f"{CRITIC_STEPS}steps"), value, "lower", said, spread, beside
+        )
+    ]
 
 
 def _modes(study: Study) -> list[Result]:
@@ -482,8 +528,9 @@ PROBABILITIES = ("categorical", "logistic-mixture")
 
 
 def _likelihood(study: Study) -> str:
-    run = study.model.run
-    config = run.config.get("config", {}) if run else {}
+    run, config = study.model.run, study.config
+    if config is None:
+        config = run.config.get("config", {}) if run else {}
     return str(config.get("likelihood", "unknown"))
 
 
@@ -748,20 +795,33 @@ def _dci(study: Study) -> list[Result]:
 
 
 METRICS = (
-    Metric("frechet", "Fréchet distance of features (FID with Inception)", _frechet, _nothing),
-    Metric("kernel", "kernel distance of features (KID with Inception)", _kernel, _nothing),
-    Metric("inception_score", "sure and varied answers of a classifier", _inception_score, _classified),
-    Metric("manifold", "precision, recall, density and coverage", _manifold, _nothing),
-    Metric("sliced", "sliced Wasserstein distance of the values", _sliced, _nothing),
-    Metric("sliced_patches", "the same of patches, at each scale", _sliced_patches, _patches, on_request=True),
-    Metric("diversity", "1 - mean MS-SSIM of pairs of samples", _diversity, _images),
-    Metric("high_frequency", "power above 0.25 cycles per pixel, relative to the data's", _high_frequency, _images),
-    Metric("critic", "an independent Wasserstein critic", _critic, _nothing),
-    Metric("modes", "modes hit, share of good samples, reverse KL", _modes, _mixture),
+    Metric("frechet", "Fréchet distance of features (FID with Inception)", _frechet, _samples),
+    Metric("kernel", "kernel distance of features (KID with Inception)", _kernel, _samples),
+    Metric(
+        "inception_score", "sure and varied answers of a classifier", _inception_score, _both(_samples, _classified)
+    ),
+    Metric("manifold", "precision, recall, density and coverage", _manifold, _samples),
+    Metric("sliced", "sliced Wasserstein distance of the values", _sliced, _samples),
+    Metric(
+        "sliced_patches",
+        "the same of patches, at each scale",
+        _sliced_patches,
+        _both(_patches, _samples),
+        on_request=True,
+    ),
+    Metric("diversity", "1 - mean MS-SSIM of pairs of samples", _diversity, _pictured),
+    Metric(
+        "high_frequency",
+        "power above 0.25 cycles per pixel, relative to the data's",
+        _high_frequency,
+        _both(_images, _samples),
+    ),
+    Metric("critic", "an independent Wasserstein critic", _critic, _samples),
+    Metric("modes", "modes hit, share of good samples, reverse KL", _modes, _both(_can("sample"), _mixture)),
     Metric("elbo", "evidence lower bound, rate and distortion", _elbo, _can("elbo")),
     Metric("iw_bound", f"importance-weighted bound, k = {IW_DRAWS}", _iw_bound, _can("iw_bound")),
     Metric("bits", "bits per dimension, from the tightest bound there is", _bits, _dequantisable),
-    Metric("parzen", "Parzen-window log-likelihood, for historical tables", _parzen, _nothing, on_request=True),
+    Metric("parzen", "Parzen-window log-likelihood, for historical tables", _parzen, _can("sample"), on_request=True),
     Metric("mse", "mean squared error of reconstructions", _mse, _can("reconstruct")),
     Metric("structure", "PSNR, SSIM, MS-SSIM of reconstructions", _structure, _both(_images, _can("reconstruct"))),
     Metric("lpips", "LPIPS of reconstructions, if its weights are here", _lpips, _perceived),
@@ -775,4 +835,11 @@ METRICS = (
     Metric("beta_vae", "the β-VAE metric: which factor was fixed", _beta_vae, _rendered),
     Metric("beta_vae_baselines", "the same of known encoders", _beta_vae_baselines, _rendered, on_request=True),
     Metric("factor_vae", "the FactorVAE score", _factor_vae, _rendered, on_request=True),
+    Metric("fcn_score", "photos made of label maps, segmented", photos_of_labels, no_photos_of_labels),
+    Metric("label_score", "label maps made of photos, by the nearest colour", labels_of_photos, no_labels_of_photos),
+    Metric("l1_to_target", "distance of translations to their targets", l1_to_target, no_target),
+    Metric("variant_distance", "how different the variants of one input are", variant_distance, no_translation),
+    Metric("cycle_errors", "there and back again, both ways", cycle_errors, no_cycle),
+    Metric("identity_errors", "what a map changes on its own side", identity_errors, no_identity),
+    Metric("couple_agreement", "pixel agreement of pairs from one code", couple_agreement, no_couples),
 )

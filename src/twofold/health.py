@@ -175,7 +175,7 @@ def _discriminator_too_strong(h: History) -> Finding | None:
         if starved:
             return Finding(
                 "discriminator-too-strong",
-                f"the {code.replace('_', ' ')}discriminator tells real from generated almost without error, and what "
+                f"the {_spoken(code)}discriminator tells real from generated almost without error, and what "
                 "it fools has little left to learn from",
                 f"it ranks {median(accuracy):.1%} of pairs right; {'; '.join(starved)}",
                 "a lower learning rate or fewer plays for the discriminator, a loss that does not saturate, a penalty "
@@ -184,10 +184,19 @@ def _discriminator_too_strong(h: History) -> Finding | None:
     return None
 
 
-def _deceivers(h: History, code: str) -> list[str]:
-    """The players that learn to deceive the discriminator whose quantities start with `code`."""
-    terms = [t for t in h.trains if t.startswith(f"{code}adversarial_") and not t.endswith("_discriminator")]
-    return sorted({player for term in terms for player in h.trains[term]})
+def _spoken(prefix: str) -> str:
+    return prefix.replace("_", " ")
+
+
+def _deceivers(h: History, prefix: str) -> list[str]:
+    """The players that learn to deceive the discriminator whose quantities start with `prefix`."""
+    return sorted({player for term, players in h.trains.items() if _deceives(term, prefix) for player in players})
+
+
+def _deceives(term: str, prefix: str) -> bool:
+    """As "code_adversarial_encoder" does where tensors start with "code_", and "adversarial_x" where with "x_"."""
+    own = term.startswith(f"{prefix}adversarial_") or (bool(prefix) and term == f"adversarial_{prefix[:-1]}")
+    return own and not term.endswith("_discriminator")
 
 
 def _mode_collapse(h: History) -> Finding | None:
@@ -290,12 +299,16 @@ def _memorisation(h: History) -> Finding | None:
 
 
 def _critic_overfitting(h: History) -> Finding | None:
-    knows = h.probes("probe_discriminator_train_over_test")
-    if not knows or min(knows) < KNOWS_TRAINING:
+    learnt = {name: h.probes(name) for name in h.named("discriminator_train_over_test")}
+    found = [(name, knows) for name, knows in learnt.items() if knows and min(knows) >= KNOWS_TRAINING]
+    if not found:
         return None
+    name, knows = found[0]
+    which = _spoken(name.removeprefix("probe_").removesuffix("discriminator_train_over_test"))
     return Finding(
         "critic-overfitting",
-        "the discriminator knows the training examples by heart, so what it teaches is no longer about the data",
+        f"the {which}discriminator knows the training examples by heart, so what it teaches is no longer about the "
+        "data",
         f"it scores a training example above a held-out one in {knows[-1]:.0%} of pairs; 50 % would be fair",
         "more data or augmentation (--flip, --crop), a smaller discriminator, a penalty (r1), fewer of its plays, an "
         "earlier checkpoint (--keep-best)",
@@ -511,7 +524,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "dead-codes": ("probe_codes_used", "there is no codebook"),
     "oscillation": ("discriminator_accuracy", "there is no discriminator"),
     "memorisation": ("probe_sample_to_train", "no samples, nothing was held out, or the training set is not in memory"),
-    "critic-overfitting": ("probe_discriminator_train_over_test", "no discriminator of data, or nothing was held out"),
+    "critic-overfitting": ("discriminator_train_over_test", "no discriminator of data, or nothing was held out"),
     "overfitting": ("test_elbo_nats", "the recipe has no bound"),
 }
 """The quantity that an alarm cannot be judged without, and why a run may lack it."""

@@ -381,13 +381,11 @@ class Model:
 
     def _styles(self, n: int, variants: int, style: Any, seed: int) -> Tensor | None:
         """(n, variants, latent), or None for a recipe without styles."""
-        draw = self.recipe.abilities.get("style_prior")
-        if draw is None:
+        if "style_prior" not in self.recipe.abilities:
             if style is not None:
                 raise InputError(f"this model has no styles; it can {', '.join(self.abilities)}")
             return None
-        with evaluating(self.nets):
-            z = draw(self.nets, variants, generator=self._generator(seed)).cpu()
+        z = self.draw_styles(variants, seed=seed)
         if style is None:
             return z.expand(n, *z.shape)
         if variants != 1:
@@ -397,6 +395,12 @@ class Model:
         if given.dim() != 2 or given.shape[1] != z.shape[1] or len(given) not in (1, n):
             raise InputError(f"style has shape {tuple(given.shape)}; give ({z.shape[1]},) or ({n}, {z.shape[1]})")
         return given.expand(n, -1)[:, None]
+
+    def draw_styles(self, n: int, *, seed: int = 0) -> Tensor:
+        """`n` styles from their prior, (n, latent)."""
+        draw = self._ability("style_prior")
+        with evaluating(self.nets):
+            return draw(self.nets, n, generator=self._generator(seed)).cpu()
 
     def style(self, x: Any) -> np.ndarray:
         """Styles (n, latent) of targets in the data's layout."""
@@ -408,13 +412,18 @@ class Model:
 
     def couple(self, n: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """`n` pairs (inputs, targets), each made of one code, in the data's layouts."""
-        function = self._ability("couple")
+        a, x = self.couple_tensor(n, seed=seed)
         assert self.spec.input is not None
+        return from_model(a, self.spec.input), from_model(x, self.spec)
+
+    def couple_tensor(self, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`couple` as float tensors in the model's range, on the CPU."""
+        function = self._ability("couple")
         codes = torch.from_numpy(self.draw_codes(n, seed=seed))
         with evaluating(self.nets):
             parts = [function(self.nets, z.to(self.device)) for z in codes.split(BLOCK)]
         a, x = (torch.cat([part[k].float().cpu() for part in parts]) for k in (0, 1))
-        return from_model(a, self.spec.input), from_model(x, self.spec)
+        return a, x
 
     def elbo(self, x: Any, *, seed: int = 0, labels: Any = None) -> dict[str, np.ndarray]:
         """Rate and distortion of each example, in nats of the model's range; ELBO = -(rate + distortion)."""

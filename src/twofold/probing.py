@@ -47,8 +47,10 @@ ACTIVE = 0.01
 """Variance over the data of a unit's posterior mean above which it is active (Burda et al. 2016, section 5.1)."""
 EDGE = 0.98
 """Values of an image beyond ± this stand at the edge of the output's range."""
-READ = ("mean", "log_var", "indices", "real_logits")
-"""The tensors of a rollout that are probed."""
+READ = ("mean", "log_var", "indices")
+"""The tensors of a rollout that are probed, …"""
+REAL = "real_logits"
+"""… with those whose names are this or end in it behind a name."""
 PAIRS = 512
 """Logits of each side that are compared pair by pair."""
 
@@ -59,10 +61,10 @@ PAIRS = 512
 def observe(state: State) -> dict[str, Tensor]:
     """Scalars, without waiting for the device, for each discriminator that saw two sides in this play:
 
-    `discriminator_accuracy` (or `code_discriminator_accuracy`, …): the share of pairs, one of each side, that it ranks
-    right; 0.5 if it cannot tell, for every loss and whatever its logits' offset. `adversarial_signal`: mean over
-    generated examples of |∂loss/∂logit| of the generator's loss: how much of the adversarial gradient gets past the
-    discriminator's certainty (1 for losses that do not saturate).
+    `discriminator_accuracy` (or `code_discriminator_accuracy`, `x_discriminator_accuracy`, …): the share of pairs, one
+    of each side, that it ranks right; 0.5 if it cannot tell, for every loss and whatever its logits' offset.
+    `adversarial_signal`: mean over generated examples of |∂loss/∂logit| of the generator's loss: how much of the
+    adversarial gradient gets past the discriminator's certainty (1 for losses that do not saturate).
     """
     out: dict[str, Tensor] = {}
     for prefix, real, fake in _sides(state.rollout):
@@ -70,7 +72,8 @@ def observe(state: State) -> dict[str, Tensor]:
             with torch.no_grad():
                 out[f"{prefix}discriminator_accuracy"] = ranked(real, fake)
         for name, loss in state.losses.items():
-            deceives = name.startswith(f"{prefix}adversarial_") and not name.endswith("_discriminator")
+            # Which of several discriminators a term deceives, its gradient tells.
+            deceives = "adversarial_" in name and not name.endswith("_discriminator")
             if deceives and loss.requires_grad and fake.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True, allow_unused=True)
                 if gradient is not None:
@@ -80,15 +83,27 @@ def observe(state: State) -> dict[str, Tensor]:
 
 def _sides(rollout: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | None, Tensor]]:
     """(prefix, logits of the real side if they are there, logits of the other) of each discriminator."""
-    fake = rollout.get("fake_logits", rollout.get("rec_logits"))
-    if fake is not None:
-        yield "", rollout.get("real_logits"), fake
+    for name in rollout:
+        prefix = name.removesuffix("fake_logits")
+        if prefix != name and _named(prefix):
+            yield prefix, rollout.get(f"{prefix}{REAL}"), rollout[name]
+    if "rec_logits" in rollout and "fake_logits" not in rollout:
+        yield "", rollout.get(REAL), rollout["rec_logits"]
     if "code_logits" in rollout:
         yield "code_", rollout.get("prior_logits"), rollout["code_logits"]
     for name in rollout:
         part = name.removesuffix("_prior_logits")
         if part != name and f"{part}_logits" in rollout:
             yield f"{part}_", rollout[name], rollout[f"{part}_logits"]
+
+
+def _is_real(name: str) -> bool:
+    return name.endswith(REAL) and _named(name.removesuffix(REAL))
+
+
+def _named(prefix: str) -> bool:
+    """Whether this stands before the name of a tensor: nothing, or a discriminator's name and "_"."""
+    return not prefix or prefix.endswith("_")
 
 
 def ranked(higher: Tensor, lower: Tensor) -> Tensor:
@@ -135,9 +150,12 @@ class Probes:
         out = self._of_data() | self._of_samples(model)
         test = self._rollouts(stage, self.test or self.train, examples, step)
         out |= _of_posterior(test) | _of_codes(test, stage.game)
-        if self.test is not None and "real_logits" in test:
+        real = [name for name in test if _is_real(name)]
+        if self.test is not None and real:
             train = self._rollouts(stage, self.train, examples, step)
-            out["probe_discriminator_train_over_test"] = float(ranked(train["real_logits"], test["real_logits"]))
+            for name in real:
+                knows = float(ranked(train[name], test[name]))
+                out[f"probe_{name.removesuffix(REAL)}discriminator_train_over_test"] = knows
         return out
 
     def _of_data(self) -> dict[str, float]:
@@ -188,7 +206,8 @@ class Probes:
                 for phase in stage.game.phases:
                     generator = torch.Generator(self.device).manual_seed(k)
                     rollout = phase.rollout(State(stage.game.nets, batch, examples, step, generator))
-                    found = {name: rollout[name] for name in READ if name in rollout} | found
+                    read = {k: v for k, v in rollout.items() if k in READ or _is_real(k)}
+                    found = read | found
                 for name, value in found.items():
                     wanted.setdefault(name, []).append(value.float() if value.is_floating_point() else value)
         return {name: torch.cat(values).cpu() for name, values in wanted.items()}

@@ -88,7 +88,7 @@ def translate(
         for k in range(variants):
             one = settings | {"variants": 1, "seed": (seed + k) % 2**63}
             if variants > 1 and "style_prior" in model.recipe.abilities:
-                one["style"] = _style_of(model, variants, k, seed)
+                one["style"] = model.draw_styles(variants, seed=seed)[k]
             x = whole(model, picture, **one) if fit else tiled(model, picture, specs[0].shape[1:], **one)
             ending = f"-{k + 1}.png" if variants > 1 else ".png"
             written.append(_write(out / f"{name}{ending}", x, specs[1]))
@@ -187,14 +187,6 @@ def _style_picture(path: Path, spec: Spec) -> np.ndarray:
         raise InputError(f"{path.name}: {error}") from None
     top, left = ((n - m) // 2 for n, m in zip(picture.shape[1:], spec.shape[1:], strict=True))
     return from_model(picture[None, :, top : top + spec.shape[1], left : left + spec.shape[2]], spec)
-
-
-def _style_of(model: Model, variants: int, k: int, seed: int) -> np.ndarray:
-    """The k-th of the styles that `Model.translate` would draw."""
-    draw = model.recipe.abilities["style_prior"]
-    with torch.no_grad():
-        z = draw(model.nets, variants, generator=torch.Generator(model.device).manual_seed(seed))
-    return z[k].cpu().numpy()
 
 
 def _vectors(model: Model, source: Path, out: Path, settings: dict[str, Any]) -> Path:

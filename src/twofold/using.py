@@ -184,6 +184,11 @@ def data_for(
             f"this model takes {model.spec.kind}s of {model.spec.shape}; {loaded.name} has {loaded.spec.kind}s of "
             f"{loaded.spec.shape}"
         )
+    own, theirs = model.spec.input, loaded.spec.input
+    if own is not None and theirs is not None and own.shape != theirs.shape:
+        raise InputError(
+            f"this model's inputs are {own.kind}s of {own.shape}; those of {loaded.name} are of {theirs.shape}"
+        )
     classes = loaded.spec.classes
     if model.recipe.conditional and (classes is None or classes > (model.spec.classes or 0)):
         given = f"{classes} classes" if classes else "no labels"

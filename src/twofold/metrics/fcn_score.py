@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twofold.errors import InputError
+from twofold.metrics.record import Result, count_text, half_sample_errors
 
 NO_CLASS = -1
 """The number of pixels that no class is known of; they count nowhere."""
@@ -59,17 +60,27 @@ def classes_of_colors(x: Tensor, palette: Sequence[tuple[int, int, int]], *, ign
     return classes
 
 
-def confusion_matrix(found: Tensor, true: Tensor, classes: int) -> Tensor:
-    """(classes, classes) int64: how many pixels of a true class (row) were given each class (column). One matrix for a
-    whole set; pixels whose true class is `NO_CLASS` count nowhere. A pixel found to be of no class is an error of no
-    column: it needs one, so give classes in 0 … classes - 1 wherever the truth is known."""
+def confusion_matrices(found: Tensor, true: Tensor, classes: int) -> Tensor:
+    """(n, classes, classes) int64: how many pixels of a true class (row) were given each class (column), of each image.
+
+    Pixels whose true class is `NO_CLASS` count nowhere. A pixel found to be of no class is an error of no column: it
+    needs one, so give classes in 0 … classes - 1 wherever the truth is known.
+    """
     if found.shape != true.shape:
         raise InputError(f"found classes are {tuple(found.shape)} and true ones {tuple(true.shape)}; give equal shapes")
+    image = torch.arange(len(true), device=true.device).view(-1, *[1] * (true.dim() - 1)).expand_as(true)
     known = true != NO_CLASS
-    found, true = found[known], true[known]
+    image, found, true = image[known], found[known], true[known]
     if len(true) == 0 or int(found.min()) < 0 or max(int(found.max()), int(true.max())) >= classes:
         raise InputError(f"classes must be 0 … {classes - 1} wherever the true class is known, and some must be known")
-    return torch.bincount(true * classes + found, minlength=classes * classes).view(classes, classes)
+    count = len(known) * classes * classes
+    cells = torch.bincount((image * classes + true) * classes + found, minlength=count)
+    return cells.view(len(known), classes, classes)
+
+
+def confusion_matrix(found: Tensor, true: Tensor, classes: int) -> Tensor:
+    """(classes, classes) int64: `confusion_matrices` of a whole set in one."""
+    return confusion_matrices(found, true, classes).sum(0)
 
 
 def segmentation_scores(matrix: Tensor) -> dict[str, float]:
@@ -196,31 +207,19 @@ def _digest(photos: Tensor, true: Tensor, settings: Settings) -> str:
 
 def fcn_score(
     segmenter: Segmenter, translated: Tensor, true: Tensor, *, real: Tensor, split: str = "test"
-) -> list[dict[str, Any]]:
-    """FCN-scores of translated photos (n, 3, height, width) in [-1, 1] made from label maps of the classes `true`.
+) -> list[Result]:
+    """FCN-scores of translated photos (n, 3, height, width) in [-1, 1] made from label maps of the classes `true`:
+    pixel accuracy, class accuracy and class IoU, from one confusion matrix over the set.
 
-    real: the photos that belong to the same maps; what the segmenter says of them is the `reference` of each record and
+    real: the photos that belong to the same maps; what the segmenter says of them is the `reference` of each figure and
     its pixel accuracy stands in the names.
-
-    Returns three records {name, value, better, protocol, uncertainty, reference}: pixel accuracy, class accuracy and
-    class IoU, from one confusion matrix over the set.
     """
-    classes = segmenter.settings.classes
-    on_real = segmentation_scores(confusion_matrix(segmenter.classes(real), true, classes))
-    scores = segmentation_scores(confusion_matrix(segmenter.classes(translated), true, classes))
+    settings = segmenter.settings
+    on_real = segmentation_scores(confusion_matrix(segmenter.classes(real), true, settings.classes))
     accuracy = f"{100 * on_real['pixel_accuracy']:.1f}"
-    size = "x".join(map(str, translated.shape[2:]))
-    protocol = {
-        "count": len(translated),
-        "split": split,
-        "size": size,
-        "segmenter": {**asdict(segmenter.settings), "pixel_accuracy_on_real_percent": float(accuracy)},
-        "pixels": "of unknown class left out",
-    }
-    return [
-        _record(f"fcn_{name}_{len(translated)}_{split}_segmenter-acc{accuracy}", value, protocol, on_real[name])
-        for name, value in scores.items()
-    ]
+    protocol = {"segmenter": {**asdict(settings), "pixel_accuracy_on_real_percent": float(accuracy)}}
+    found = segmenter.classes(translated)
+    return _results("fcn", f"segmenter-acc{accuracy}", found, true, settings.classes, split, protocol, on_real)
 
 
 def label_score(
@@ -230,22 +229,41 @@ def label_score(
     *,
     ignore: Sequence[int] = (),
     split: str = "test",
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Scores of label maps made from photos, `found` (n, 3, height, width) in [-1, 1], against the classes `true`: each
-    pixel is of the class whose colour is nearest, among those that are not ignored. Records as of `fcn_score`."""
+    pixel is of the class whose colour is nearest, among those that are not ignored. Figures as of `fcn_score`."""
     kept = [k for k in range(len(palette)) if k not in ignore]
     nearest = torch.tensor(kept)[classes_of_colors(found, [palette[k] for k in kept])]
-    scores = segmentation_scores(confusion_matrix(nearest, true, len(palette)))
-    protocol = {"count": len(found), "split": split, "size": "x".join(map(str, found.shape[2:])), "colors": len(kept)}
-    return [_record(f"labels_{name}_{len(found)}_{split}", value, protocol, 1.0) for name, value in scores.items()]
+    return _results("labels", "", nearest, true, len(palette), split, {"colors": len(kept)}, None)
 
 
-def _record(name: str, value: float, protocol: dict[str, Any], reference: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": value,
-        "better": "higher",
-        "protocol": protocol,
-        "uncertainty": None,
-        "reference": reference,
+def _results(
+    kind: str,
+    note: str,
+    found: Tensor,
+    true: Tensor,
+    classes: int,
+    split: str,
+    more: dict[str, Any],
+    beside: dict[str, float] | None,
+) -> list[Result]:
+    matrices = confusion_matrices(found, true, classes)
+
+    def scores(some: Tensor) -> list[float]:
+        return list(segmentation_scores(some.sum(0)).values())
+
+    errors = half_sample_errors(scores, matrices, generator=torch.Generator().manual_seed(0))
+    protocol = {
+        "count": len(found),
+        "split": split,
+        "size": "x".join(map(str, found.shape[1:])),
+        "pixels": "of unknown class left out",
+        "uncertainty": "delete-half jackknife over images, 10 halves",
+        **more,
     }
+    ending = "_".join([count_text(len(found)), split, *([note] if note else [])])
+    figures = segmentation_scores(matrices.sum(0))
+    return [
+        Result(f"{kind}_{name}_{ending}", value, "higher", protocol, error, None if beside is None else beside[name])
+        for (name, value), error in zip(figures.items(), errors, strict=True)
+    ]

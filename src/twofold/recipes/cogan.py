@@ -21,7 +21,8 @@ Routing:
 `--no-share` gives each set networks of its own, as a control: nothing then makes the two images of one z a pair.
 
 Deviations: networks size themselves to the data; the paper's have fixed layers for 28×28 digits, with maxima over
-patches of the first convolution where ours has stride 2. Vectors get MLPs.
+patches of the first convolution where ours has stride 2. The shared discriminator has BatchNorm, which theirs for
+digits has not: without it every code gave the same pair of 8×8 digits (docs/results.md). Vectors get MLPs.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from twofold.game import Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior
 from twofold.nets.build import Discriminator, build_decoder, build_encoder
 from twofold.nets.mlp import MLP
+from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option
 from twofold.rollouts import squash
 from twofold.spec import Spec
@@ -55,6 +57,9 @@ class Config:
     width: int | None = option(None, "channels of the widest map (none: 32) or units of an MLP's layers (none: 64)")
     depth: int = option(2, "hidden layers of an MLP")
     norm: str = option("batch", "normalisation in the shared generator", choices=("batch", "group", "layer", "none"))
+    norm_discriminator: str = option(
+        "batch", "normalisation in the shared discriminator of images", choices=("batch", "group", "layer", "none")
+    )
     learning_rate: float = option(2e-4, "Adam's learning rate")
     learning_rate_discriminator: float | None = option(None, "the discriminators'; none: the same")
     beta1: float = option(0.5, "Adam's first decay")
@@ -106,8 +111,8 @@ def build(config: Config, spec: Spec) -> Recipe:
         out = generate(state)
         for d in DOMAINS:
             real = state.batch[d]
-            both = logits(state, d, torch.cat([real, out[f"{d}_fake"]]))
-            out[f"{d}_real_logits"], out[f"{d}_fake_logits"] = both.split([len(real), len(both) - len(real)])
+            judged = call_together(state.nets[judge[d]], real, out[f"{d}_fake"], method=partial(logits, state, d))
+            out[f"{d}_real_logits"], out[f"{d}_fake_logits"] = judged
         return out
 
     def deceive(state: State) -> dict[str, Tensor]:
@@ -160,7 +165,7 @@ def _judge(config: Config, spec: Spec, width: int) -> nn.Module:
     if spec.kind == "vector":
         return Discriminator(MLP(width, (width,) * max(0, config.depth - 1), 1, activation="leaky"))
     half = Spec("image", (width, *((n + 1) // 2 for n in spec.shape[1:])))
-    return Discriminator(build_encoder(half, 1, width=width, activation="leaky", first_norm=False))
+    return Discriminator(build_encoder(half, 1, width=width, activation="leaky", norm=config.norm_discriminator))
 
 
 def _judging(loss: AdversarialLoss, d: str) -> Callable[[State], Tensor]:
