@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "twofold",
     },
     "resuming": {"errors", "game"},
-    "processes": {"errors"},
+    "processes": {"errors", "game"},
     "probing": {*BASE, "data", "game", "model", "recipe", "run", "terms"},
     "health": {"errors", "run", "model", "probing"},
     "display": VERBS,

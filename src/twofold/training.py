@@ -253,7 +253,7 @@ def prepare(
         torch.manual_seed(settings.seed)
         config, recipe = recipes.build(name, loaded.spec, options)
     if processes.count > 1:
-        _refuse_unshared(recipe, settings, processes)
+        _refuse_uneven(recipe, settings, processes)
         synchronise(recipe.nets)
     recipe.nets.to(where)
     record = {
@@ -268,11 +268,16 @@ def prepare(
     return Plan(name, config, recipe, loaded, record, settings, where, processes)
 
 
-def _refuse_unshared(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+def _refuse_uneven(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+    """What several processes cannot compute together: BatchNorm over calls whose lengths differ between them, and a
+    batch that has no equal shares."""
     for stage in recipe.stages:
-        if stage.game.memory:
-            memory = ", ".join(stage.game.memory)
-            raise InputError(f"this recipe keeps state of its batches ({memory}), which several processes do not share")
+        pools = [name for name, memory in stage.game.memory.items() if getattr(memory, "uneven", False)]
+        if pools and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in stage.game.nets.modules()):
+            raise InputError(
+                f"several processes cannot share BatchNorm beside a pool of images ({', '.join(pools)}), which each of "
+                "them shows another number of; use another norm or pool 0"
+            )
     if settings.batch_size % (processes.count * settings.accumulate):
         raise InputError(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.count} processes in "
@@ -545,8 +550,7 @@ class _Session:
                     draw,
                     accumulate=settings.accumulate,
                     on_nonfinite=settings.on_nonfinite,
-                    reduce=processes.reduce if processes.count > 1 else None,
-                    replicas=processes.count,
+                    peers=processes,
                     loss_scale=self.loss_scale.value,
                     observe=look,
                 )
