@@ -11,6 +11,7 @@ from torch import Tensor
 from twofold.data import Batches
 from twofold.game import begin, step
 from twofold.processes import ALONE, Processes
+from twofold.sharding import Shard
 from twofold.training import Settings, _drawing, batches, prepare
 
 
@@ -41,6 +42,22 @@ def played(
                 play = step(stage.game, progress, draw, peers=processes)
             values.append({name: float(value) for name, value in play.items()})
     return dict(plan.recipe.nets.state_dict()), values
+
+
+def held(name: str, data: Any, processes: Processes, *, batch_size: int, device: str, **options) -> tuple[int, int]:
+    """Numbers of weights and of optimizer state that this process holds of a sharded player after one step, and
+    those of a whole one."""
+    plan = prepare(
+        name, data=data, settings=Settings(batch_size=batch_size), device=device, processes=processes, **options
+    )
+    own = list(plan.recipe.nets.parameters())
+    shard = Shard.of(plan.recipe.stages[-1], processes, plan.device)
+    assert shard is not None and all(w.untyped_storage().nbytes() < 9 for w in own)
+    progress = begin(shard.stage.game)
+    step(shard.stage.game, progress, lambda: batches(plan).draw(0), peers=processes)
+    optimizer = progress.optimizers[shard.name]
+    tensors = [*shard.sharded.parameters(), *(t for s in optimizer.state.values() for t in s.values() if t.dim())]
+    return sum(t.to_local().numel() for t in tensors), sum(t.numel() for t in tensors)
 
 
 class _InPrecision:

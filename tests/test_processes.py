@@ -33,7 +33,7 @@ def data_for(name: str):
 PROGRAM = """
 import json, sys
 import torch
-from played_steps import played
+from played_steps import held, played
 from test_processes import data_for
 from twofold.errors import InputError
 from twofold.processes import joined
@@ -42,7 +42,10 @@ torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 for name, options in json.loads(sys.argv[1]):
     try:
-        if "steps" in options:
+        if options.pop("held", False):
+            with joined("cpu") as processes:
+                print(*held(name, data_for(name), processes, **options), flush=True)
+        elif "steps" in options:
             out = options.pop("out")
             with joined("cpu") as processes:
                 state, values = played(name, data_for(name), processes=processes, **options)
@@ -179,6 +182,66 @@ def steps_together(tmp_path_factory) -> Path:
     half = {**AVERAGED[1], "out": str(folder / "half"), "examples": 48, "batch_size": 16, "device": "cpu"}
     launch([*jobs, *coarse, (AVERAGED[0], half)])
     return folder
+
+
+PIXELS = {"levels": 4, "layers": 2, "width": 8, "batch_size": 16, "device": "cpu"}
+CODED = {**PLAYED["vqgan"][1], "adversarial_weight": 0.0, "perceptual": "none", "batch_size": 16, "device": "cpu"}
+CODED.pop("steps")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> tuple[Path, list[list[str]]]:
+    """Runs with `shard` in two processes, what they would not do, and what each process held."""
+    folder = tmp_path_factory.mktemp("shard")
+    whole, half, other = (str(folder / name) for name in ("coded", "half", "other-half"))
+    said = launch(
+        [
+            ("vqgan", {**CODED, "out": whole, "examples": 64, "shard": True, "keep_best": "min:nll"}),
+            ("pixelcnn", {**PIXELS, "out": half, "examples": 32, "shard": True}),
+            ("pixelcnn", {**PIXELS, "out": other, "examples": 32}),
+            ("pixelcnn", {**PIXELS, "out": other, "examples": 64, "shard": True, "resume": True}),
+            ("vae", {**PIXELS, "out": whole, "shard": True}),
+            ("pixelcnn", {**PIXELS, "out": whole, "shard": True, "ema_half_life_examples": 9.0}),
+            ("pixelcnn", {**PIXELS, "out": whole, "shard": True, "likelihood": "mixture"}),
+            ("pixelcnn", {**PIXELS, "held": True}),
+        ]
+    )
+    return folder, [text.splitlines() for text in said]
+
+
+def test_a_sharded_network_trains_and_is_saved_as_a_whole_one(sharded, tmp_path):
+    """The stage of the Transformer on the codes is sharded, the autoencoder's is not."""
+    train("vqgan", data=(X, Y), out=tmp_path / "one", examples=64, **CODED)
+    train("vqgan", data=(X, Y), out=tmp_path / "seed", examples=64, seed=1, **CODED)
+    near, far = distance(tmp_path / "one", sharded[0] / "coded"), distance(tmp_path / "one", tmp_path / "seed")
+    assert near < 1e-3 and near < far / 100, (near, far)
+    assert Run.open(sharded[0] / "coded").best() is not None
+    one, two = (twofold.load(path).sample(2, seed=0) for path in (tmp_path / "one", sharded[0] / "coded"))
+    assert one.shape == two.shape
+
+
+def test_sharded_and_whole_runs_go_on_from_each_other(sharded, tmp_path):
+    """With their optimizers: a sharded half by one process, a half with whole copies by two that shard."""
+    train("pixelcnn", data=X, out=tmp_path / "whole", examples=64, **PIXELS)
+    train("pixelcnn", data=X, out=sharded[0] / "half", examples=64, resume=True, **PIXELS)
+    for half in ("half", "other-half"):
+        assert distance(tmp_path / "whole", sharded[0] / half) < 1e-5
+        one, two = (Run.open(p).load_checkpoint().tensors["training"] for p in (tmp_path / "whole", sharded[0] / half))
+        moments = [name for name in one if "exp_avg" in name]
+        assert moments and apart({n: one[n] for n in moments}, {n: two[n] for n in moments}) < 1e-4
+
+
+def test_shard_refuses_what_it_cannot_divide_and_holds_half(sharded):
+    for said in sharded[1]:
+        assert [line[:42] for line in said[:3]] == [
+            "refused: shard needs a stage in which one "[:42],
+            "refused: shard keeps no moving average of "[:42],
+            "refused: shard cannot divide this network:"[:42],
+        ]
+        held, of = (int(number) for number in said[3].split())
+        assert of / 2 <= held < 0.55 * of  # uneven rows are padded
+    with pytest.raises(InputError, match="there is one; launch several"):
+        train("pixelcnn", data=X, shard=True, **PIXELS)
 
 
 IN_FLOAT32 = ("vq-vae", "vq-vae-ema")

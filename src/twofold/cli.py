@@ -557,6 +557,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and time; write nothing")
+    parser.add_argument(
+        "--shard", action="store_true", help="several processes: divide a network that learns alone in its stage (FSDP)"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the run")
     _data_options(parser)
 
@@ -755,6 +758,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.name,
         out=arguments.out,
         resume=arguments.resume,
+        shard=arguments.shard,
         tensorboard=arguments.tensorboard,
         watch=Bar(),
         **settings,

@@ -432,18 +432,21 @@ def _play(
         if peers.count > 1 or skip_nonfinite:
             gradients = {p: [w.grad for w in weights[p] if w.grad is not None] for p in sorted(moved)}
             for group in gradients.values():
-                peers.average(group)
+                peers.average([g for g in group if not is_divided(g)])  # the others are averages already
             if loss_scale != 1.0:
                 for group in gradients.values():
                     torch._foreach_mul_(group, 1 / loss_scale)
-            if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
+            if skip_nonfinite and not all(
+                bool(whole(g.isfinite().all())) for group in gradients.values() for g in group
+            ):
                 progress.skipped += 1
                 moved.clear()
         if observe is not None:
             for player in sorted(moved):
                 if gradient := [w.grad for w in weights[player] if w.grad is not None]:
                     norms = torch._foreach_norm(gradient)
-                    observed[f"gradient_norm → {player}"] = torch.stack([norm.float() for norm in norms]).norm()
+                    norms = [whole(norm).float() for norm in norms]
+                    observed[f"gradient_norm → {player}"] = torch.stack(norms).norm()
         _move(game, progress, moved, state, _length(batch) * peers.count)
     return values | observed
 
@@ -545,7 +548,22 @@ def _backward(
     rows = _joined(rows, losses, weights)
     for k, (row, players) in enumerate(rows, 1):
         total = sum_of_products([(coefficient * scales[name], losses[name]) for name, coefficient in row])
-        total.backward(inputs=[w for player in players for w in weights[player]], retain_graph=k < len(rows))
+        learning = [w for player in players for w in weights[player]]
+        if any(map(is_divided, learning)):
+            # The graph's leaves are the gathered weights. `Shard` sees to it that nobody else can learn.
+            total.backward()
+        else:
+            total.backward(inputs=learning, retain_graph=k < len(rows))
+
+
+def is_divided(x: Tensor) -> bool:
+    """Whether each process holds a part of it (a DTensor)."""
+    return hasattr(x, "full_tensor")
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole of a tensor that is divided among processes, all of which must ask for it; any other as it is."""
+    return x.full_tensor() if is_divided(x) else x  # type: ignore[attr-defined]
 
 
 def _joined(
