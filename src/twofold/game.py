@@ -445,8 +445,7 @@ def _play(
             for player in sorted(moved):
                 if gradient := [w.grad for w in weights[player] if w.grad is not None]:
                     norms = torch._foreach_norm(gradient)
-                    norms = [whole(norm).float() for norm in norms]
-                    observed[f"gradient_norm → {player}"] = torch.stack(norms).norm()
+                    observed[f"gradient_norm → {player}"] = torch.stack([whole(norm).float() for norm in norms]).norm()
         _move(game, progress, moved, state, _length(batch) * peers.count)
     return values | observed
 

@@ -91,8 +91,8 @@ class Shard:
             full = whole(theirs.detach())
             if here:
                 mine.data = full
-        for mine, theirs in zip(self.own.buffers(), self.sharded.buffers(), strict=True):
-            mine.copy_(theirs)
+        for kept, newer in zip(self.own.buffers(), self.sharded.buffers(), strict=True):
+            kept.copy_(newer)
 
     def empty(self) -> None:
         """Let go of the numbers of the recipe's network."""
