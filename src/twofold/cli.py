@@ -492,6 +492,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache", type=_path, metavar="DIR", help="keep the pixels of a folder too large for memory here, decoded once"
     )
+    group.add_argument("--column", metavar="NAME", help="of a hub set or parquet file: the one of the examples")
     group.add_argument(
         "--pairs", nargs=2, metavar=("INPUT", "TARGET"), help="pairs: two subfolders, or two arrays of an .npz"
     )
@@ -510,6 +511,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
         "classes": arguments.classes,
         "cache": arguments.cache,
+        "column": arguments.column,
         "pairs": tuple(arguments.pairs) if arguments.pairs else None,
         "side_by_side": arguments.side_by_side or None,
         "unpaired": arguments.unpaired or None,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, Split, from_model, is_built_in, load, ordered, to_model
+from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
 from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -361,7 +361,7 @@ def _held(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
 
 def _path_from(run: Path, source: str | None) -> str | None:
     """The way from the run directory to the data, by which another folder's process finds it, or None: built in."""
-    if source is None or is_built_in(source):
+    if source is None or is_name(source):
         return None
     try:
         return os.path.relpath(os.path.realpath(os.path.expanduser(source)), os.path.realpath(run))
@@ -1031,7 +1031,7 @@ def command(plan: Plan, out: Path, *, private: bool = False) -> str:
     """
     shown = _public if private else str
     source = plan.data_record["source"]
-    data = source if source is None or is_built_in(source) else shown(Path(source))
+    data = source if source is None or is_name(source) else shown(Path(source))
     words = ["twofold", "train", plan.name, "--data", data or "YOUR_DATA", "--out", shown(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
     always = ("examples", "batch_size", "seed")
