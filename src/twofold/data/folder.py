@@ -66,15 +66,15 @@ class Pictures:
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         paths = [self.paths[i] for i in indices.tolist()]
-        return decoded(paths, [f"{path}" for path in paths], self.format)
+        return decoded(paths, [f"{path}" for path in paths], self.format, what="file")
 
     def identity(self) -> bytes:
         return self.digest
 
 
-def decoded(files: Sequence[Path | BinaryIO], names: Sequence[str], pixel_format: PixelFormat) -> Tensor:
-    """The pictures' raw values, (pictures, channels, height, width). Raises `InputError` with the name of one that
-    cannot be decoded."""
+def decoded(files: Sequence[Path | BinaryIO], names: Sequence[str], pixel_format: PixelFormat, *, what: str) -> Tensor:
+    """The pictures' raw values, (pictures, channels, height, width). Raises `InputError` with the name of a `what`
+    that cannot be decoded."""
     dtype = torch.int32 if pixel_format.sixteen_bit else torch.uint8
     pictures = torch.empty((len(files), *pixel_format.shape), dtype=dtype)
 
@@ -82,7 +82,7 @@ def decoded(files: Sequence[Path | BinaryIO], names: Sequence[str], pixel_format
         try:
             pictures[i] = torch.from_numpy(decode(files[i], pixel_format))
         except Unreadable as error:
-            raise InputError(f"{names[i]}: {error}; remove it") from None
+            raise InputError(f"{names[i]}: {error}; remove the {what}") from None
 
     _in_threads(fill, range(len(files)))
     return pictures

@@ -233,7 +233,7 @@ class CellPictures:
     def __getitem__(self, indices: Tensor) -> Tensor:
         rows = self.where[indices.numpy()]
         files = [BytesIO(cell["bytes"]) for cell in self.cells[rows].to_pylist()]
-        return decoded(files, [f"row {row}" for row in rows], self.format)
+        return decoded(files, [f"row {row}" for row in rows], self.format, what="row")
 
     def identity(self) -> bytes:
         return hashlib.sha256(self.cells.identity() + self.where.tobytes() + repr(self.format).encode()).digest()
