@@ -49,13 +49,14 @@ LATENT = 16
 
 
 def hand_vae(nets: nn.ModuleDict, x: Tensor) -> Step:
+    from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder = nets["encoder"], nets["decoder"]
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
 
     def play() -> None:
-        mean, log_var = encoder(x).chunk(2, dim=1)
+        mean, log_var = split_mean_log_var(encoder(x))
         z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         nll = decoder.likelihood.nll(decoder(z), x).mean()
         optimizer.zero_grad()
@@ -87,6 +88,7 @@ def hand_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
 
 
 def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
+    from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder, discriminator = nets["encoder"], nets["decoder"], nets["discriminator"]
@@ -95,7 +97,7 @@ def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     layer = max(1, discriminator.blocks - 2)
 
     def play() -> None:
-        mean, log_var = encoder(x).chunk(2, dim=1)
+        mean, log_var = split_mean_log_var(encoder(x))
         z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         x_rec, x_fake = decoder(z), decoder(torch.randn_like(z))  # BatchNorm: separate calls
         real, f_real = discriminator.forward_with_features(x, layer=layer)

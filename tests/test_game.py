@@ -648,6 +648,27 @@ def test_the_weights_of_a_resting_discriminator_get_no_gradient_work():
     assert seen and not any(seen)
 
 
+@pytest.mark.parametrize("how", ["optimizer", "flag"])
+def test_what_an_optimizer_does_not_move_gets_no_gradient(how):
+    """Either the optimizer was never given the layer, or its flag was taken away after the game began."""
+    game = vae()
+    kept = game.nets["decoder"][0]
+    if how == "optimizer":
+        rest = partial(_without, {id(w) for w in kept.parameters()})
+        players = dict(game.players) | {"decoder": Player(game.nets["decoder"], rest)}
+        game = Game(players, game.phases)
+    progress = begin(game)
+    kept.requires_grad_(how == "optimizer")
+    before, all_before = copied_bytes(kept), copied_bytes(game.nets["decoder"])
+    step(game, progress, stream())
+    assert same(before, kept) and all(w.grad is None for w in kept.parameters())
+    assert not same(all_before, game.nets["decoder"])
+
+
+def _without(left_out: set[int], weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return ADAM([w for w in weights if id(w) not in left_out])
+
+
 def test_schedules_in_examples():
     warm = vae(beta=Ramp(0, 1, examples=16))
     _, values = play(warm, 4)

@@ -376,7 +376,7 @@ def _play(
         return {}
     candidates = {player for term in terms for player in term.to}
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
-    weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
+    weights = {name: _moved_by(progress.optimizers[name]) for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
     observed: dict[str, Tensor] = {}
     moved: set[str] = set()
@@ -417,6 +417,11 @@ def _play(
                     observed[f"gradient_norm → {player}"] = torch.stack([norm.float() for norm in norms]).norm()
         _move(game, progress, moved, state, _length(batch) * replicas)
     return values | observed
+
+
+def _moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What the optimizer moves. It holds the list; a walk through the network would cost more than some kernels."""
+    return [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]
 
 
 def _scalar(term: Term, state: State) -> Tensor:
