@@ -246,8 +246,12 @@ class Progress:
     """Plays without a move because a gradient was not finite (`on_nonfinite="skip"`)."""
 
 
-def begin(game: Game, *, seed: int = 0) -> Progress:
-    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages."""
+def begin(game: Game, *, seed: int = 0, fused: bool = False) -> Progress:
+    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages.
+
+    fused: Adam and AdamW update all of a player's weights in one kernel. Equal up to rounding, so not the default;
+        other optimizers stay as they are.
+    """
     device = next(game.nets.parameters()).device
     for name, net in game.nets.items():
         net.train(name in game.players)
@@ -258,17 +262,19 @@ def begin(game: Game, *, seed: int = 0) -> Progress:
     }
     return Progress(
         generator=torch.Generator(device).manual_seed(seed),
-        optimizers={name: _optimizer(player) for name, player in game.players.items()},
+        optimizers={name: _optimizer(player, fused) for name, player in game.players.items()},
         averages=nn.ModuleDict(averages),
         first_bad={p.name: torch.full((len(p.terms),), -1, dtype=torch.int64, device=device) for p in game.phases},
         plays={phase.name: 0 for phase in game.phases},
     )
 
 
-def _optimizer(player: Player) -> torch.optim.Optimizer:
+def _optimizer(player: Player, fused: bool) -> torch.optim.Optimizer:
     optimizer = player.optimizer([w for w in player.net.parameters() if w.requires_grad])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if fused and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+            group["fused"] = True
     return optimizer
 
 
