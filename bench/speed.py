@@ -158,16 +158,6 @@ def floor(report: Report, arguments: argparse.Namespace) -> None:
         row(name, images, f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", quartiles(ratios), memory, rate)
 
 
-SETTINGS = (
-    Setting(fused=True),
-    Setting(channels_last=True),
-    Setting("bf16"),
-    Setting("bf16", fused=True),
-    Setting("bf16", fused=True, channels_last=True),
-    Setting(compiled=True),
-)
-
-
 def settings(report: Report, arguments: argparse.Namespace) -> None:
     """Our step at default networks, with each of the things that may make it faster."""
     from twofold.spec import Spec
@@ -181,19 +171,24 @@ def settings(report: Report, arguments: argparse.Namespace) -> None:
     batch = {"x": torch.rand(64, 1, 28, 28) * 2 - 1}
     for name, (_, options) in HANDS.items():
         default = game_step(name, batch, spec, options)[1]
-        for setting in SETTINGS:
+        for setting in chosen(arguments.settings or ["float32 fused", "bf16", "bf16 fused", "float32 channels_last"]):
             step = game_step(name, batch, spec, options, setting)[1]
             a, b, ratios = alternate(step, default, turns=arguments.turns, steps=arguments.steps)
             row(name, setting, f"{1e3 * b:.1f}", f"{1e3 * a:.1f}", quartiles(ratios))
 
 
+def chosen(settings: list[str]) -> list[Setting]:
+    """ "bf16 fused" → Setting("bf16", fused=True)."""
+    return [Setting(precision, **dict.fromkeys(words, True)) for precision, *words in map(str.split, settings)]
+
+
 def peers(report: Report, arguments: argparse.Namespace) -> None:
     from peers import compare
 
-    chosen = [Setting(*words[:1], **dict.fromkeys(words[1:], True)) for words in map(str.split, arguments.settings)]
+    ways = chosen(arguments.settings or ["float32", "bf16 fused"])
     for batch in arguments.batch:
         compare(
-            report, models=arguments.models, batch=batch, turns=arguments.turns, steps=arguments.steps, settings=chosen
+            report, models=arguments.models, batch=batch, turns=arguments.turns, steps=arguments.steps, settings=ways
         )
 
 
@@ -368,7 +363,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="peers: batch sizes")
     parser.add_argument("--models", nargs="+", default=[], help="peers: titles that begin with these; none: all")
     parser.add_argument(
-        "--settings", nargs="+", default=["float32", "bf16 fused"], help="peers: ours, e.g. 'bf16 fused channels_last'"
+        "--settings", nargs="+", help="peers, settings: how our step is taken, e.g. 'bf16 fused' 'float32 compiled'"
     )
     parser.add_argument("--pictures", type=int, default=512, help="data: how many JPEGs to write")
     parser.add_argument("--data", type=Path, help="folder: a folder of pictures")
