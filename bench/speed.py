@@ -15,7 +15,6 @@ How it is measured stands in bench/measuring.py.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -309,16 +308,22 @@ def growth(report: Report, arguments: argparse.Namespace) -> None:
             before = (count, seconds)
 
 
+LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "twofold", *sys.argv[1:]], capture_output=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(done.returncode, used.ru_maxrss / 1024, used.ru_utime + used.ru_stime)
+"""
+
+
 def child(*words: str) -> tuple[float, float]:
-    """(peak MiB, processor seconds) of `twofold` with these words."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "twofold", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"twofold {' '.join(words)} ended with {process.returncode}")
-    return used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
+    """(peak MiB, processor seconds) of `twofold` with these words. Started by a small process: Linux counts what the
+    starter holds as the started one's peak."""
+    words = (sys.executable, "-c", LAUNCHER, *words)
+    code, peak, seconds = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    if code != "0":
+        raise RuntimeError(f"twofold {' '.join(words[3:])} ended with {code}")
+    return float(peak), float(seconds)
 
 
 def startup(report: Report, arguments: argparse.Namespace) -> None:
