@@ -374,6 +374,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder: a folder of pictures")
     parser.add_argument("--large", action="store_true", help="floor: networks of the size that people train")
     arguments = parser.parse_args()
+    if arguments.pictures < 100:
+        parser.error("--pictures starts at 100: a tenth is held out, and a batch has 64")
     if arguments.what == "folder" and arguments.data is None:
         parser.error("folder needs --data, a folder of pictures")
     torch.set_num_threads(1)
