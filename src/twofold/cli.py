@@ -541,6 +541,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="bf16, fp16: multiply in 16 bits, keep weights in float32 (default: float32)",
     )
+    parser.add_argument(
+        "--fused", action="store_true", help="one kernel for each update by Adam: faster, equal up to rounding"
+    )
     parser.add_argument("--flip", action="store_true", help="mirror images left-right at random")
     parser.add_argument("--crop", type=_whole, default=0, metavar="P", help="move images by up to P pixels at random")
     parser.add_argument("--accumulate", type=_count, default=1, metavar="K", help="compute a batch in K parts")

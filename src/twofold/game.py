@@ -278,8 +278,12 @@ class Progress:
     """Plays without a move because a gradient was not finite (`on_nonfinite="skip"`)."""
 
 
-def begin(game: Game, *, seed: int = 0) -> Progress:
-    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages."""
+def begin(game: Game, *, seed: int = 0, fused: bool = False) -> Progress:
+    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages.
+
+    fused: Adam and AdamW update all of a player's weights in one kernel. Equal up to rounding, so not the default;
+        other optimizers stay as they are.
+    """
     device = next(game.nets.parameters()).device
     for name, net in game.nets.items():
         net.train(name in game.players)
@@ -290,17 +294,19 @@ def begin(game: Game, *, seed: int = 0) -> Progress:
     }
     return Progress(
         generator=torch.Generator(device).manual_seed(seed),
-        optimizers={name: _optimizer(player) for name, player in game.players.items()},
+        optimizers={name: _optimizer(player, fused) for name, player in game.players.items()},
         averages=nn.ModuleDict(averages),
         first_bad={p.name: torch.full((len(p.terms),), -1, dtype=torch.int64, device=device) for p in game.phases},
         plays={phase.name: 0 for phase in game.phases},
     )
 
 
-def _optimizer(player: Player) -> torch.optim.Optimizer:
+def _optimizer(player: Player, fused: bool) -> torch.optim.Optimizer:
     optimizer = player.optimizer([w for w in player.net.parameters() if w.requires_grad])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if fused and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+            group["fused"] = True
     return optimizer
 
 
@@ -406,7 +412,7 @@ def _play(
         return {}
     candidates = {player for term in terms for player in term.to}
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
-    weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
+    weights = {name: _moved_by(progress.optimizers[name]) for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
     observed: dict[str, Tensor] = {}
     moved: set[str] = set()
@@ -448,6 +454,11 @@ def _play(
                     observed[f"gradient_norm → {player}"] = torch.stack([whole(norm).float() for norm in norms]).norm()
         _move(game, progress, moved, state, _length(batch) * peers.count)
     return values | observed
+
+
+def _moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What the optimizer moves. It holds the list; a walk through the network would cost more than some kernels."""
+    return [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]
 
 
 def _scalar(term: Term, state: State) -> Tensor:

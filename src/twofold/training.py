@@ -93,6 +93,8 @@ class Settings:
     batch_size: int = 64
     seed: int = 0
     precision: str = "float32"
+    fused: bool = False
+    """One kernel for each whole update by Adam or AdamW: faster, equal up to rounding."""
     flip: bool = False
     """Mirror images at random."""
     crop: int = 0
@@ -173,6 +175,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     precision: str = "float32",
+    fused: bool = False,
     flip: bool = False,
     crop: int = 0,
     accumulate: int = 1,
@@ -212,7 +215,9 @@ def train(
     >>> model.sample(2, seed=0).shape
     (2, 8, 8)
     """
-    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite, stop_on, keep_best)
+    settings = Settings(
+        examples, batch_size, seed, precision, fused, flip, crop, accumulate, on_nonfinite, stop_on, keep_best
+    )
     with joined(device) as processes:
         plan = prepare(
             name,
@@ -387,7 +392,7 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise InputError(f"this run trains {old.get('recipe')}, not {new['recipe']}; use another --out")
     for part in ("config", "train"):
         for key, value in new[part].items():
-            before = old[part].get(key)
+            before = old[part].get(key, False if key == "fused" else None)  # older records do not name it
             if before != value and not (part == "train" and key in MAY_CHANGE):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
     if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
@@ -536,9 +541,9 @@ class _Session:
     def _enter(self, stage: int) -> None:
         self._unshard()
         self.stage = stage
-        plan = self.plan
+        plan, settings = self.plan, self.plan.settings
         self.shard = Shard.of(plan.recipe.stages[stage], plan.processes, plan.device) if plan.shard else None
-        self.progress = begin(self._playing.game, seed=plan.settings.seed + stage)
+        self.progress = begin(self._playing.game, seed=settings.seed + stage, fused=settings.fused)
         self.averages.update(dict(self.progress.averages))
 
     def _unshard(self) -> None:
@@ -980,7 +985,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
         for k, stage in enumerate(stages):
             start, going_on = sum(plan.lengths[:k]), progress is not None
             if progress is None or k:
-                progress = begin(stage.game, seed=settings.seed + k)
+                progress = begin(stage.game, seed=settings.seed + k, fused=settings.fused)
             averages.update(dict(progress.averages))
             draw = _drawing(plan, stream, stage, progress, start, None)
             until = plan.lengths[k] + (progress.examples if going_on else 0)
@@ -1082,7 +1087,7 @@ def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
     stream, settings = batches(plan), plan.settings
     game = plan.recipe.stages[0].game
     with _own_randomness(plan):
-        progress = begin(game, seed=settings.seed)
+        progress = begin(game, seed=settings.seed, fused=settings.fused)
 
         def play() -> None:
             with autocast(plan.device, settings.precision):
