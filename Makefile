@@ -34,14 +34,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
 	@touch $(STAMP)
 
-# Beside pythae, in an environment of its own: the peer is no dependency.
-bench: $(STAMP)
-	$(BIN)/python bench/speed.py floor
-	$(BIN)/python bench/speed.py data
-	$(BIN)/python bench/speed.py startup
+# In an environment of its own: the peers are no dependencies. torchgan and mimicry without theirs, of which a training
+# step needs none. More in one run: make bench BENCH='--data PHOTOS --batch 8 32'
+BENCH ?=
+
+bench:
 	$(PYTHON) -m venv build/bench
 	build/bench/bin/pip install --quiet --constraint constraints.txt pythae --editable .
-	build/bench/bin/python bench/speed.py peers
+	build/bench/bin/pip install --quiet --no-deps torchgan torch-mimicry
+	build/bench/bin/python bench/speed.py all --out build/bench.md $(BENCH)
+	@echo "The tables are in build/bench.md and build/bench.json"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -8,6 +8,9 @@ through `Uncached`, which runs the whole network for every token; whether both d
 the cache `--share` of the tokens is drawn, spread evenly over the places, and their mean taken for all. Then the time
 against the number of tokens, fitted by a straight line on a log-log scale: a slope of 1 is time linear in tokens.
 
+With `--peers`, in an environment that has Hugging Face's `transformers`: a GPT-2 of the same size with their cache, and
+a loop in the manner of nanoGPT, which runs the whole pass for every token (here with our network).
+
 Processor time of one thread, the best of `--repeats` with the cache. On a machine that does other work the memory is
 shared all the same, and only ratios of figures from one run mean anything.
 """
@@ -28,6 +31,8 @@ from torch import nn
 from twofold.decode import Uncached, generate, row_seeds
 from twofold.nets.pixelcnn import PixelCNN
 from twofold.nets.transformer import GPT
+
+GPT_TITLE = "GPT 8×256, 256 tokens"
 
 
 def scattered(net: nn.Module) -> nn.Module:
@@ -82,18 +87,38 @@ def measure(model: nn.Module, length: int, rows: int, repeats: int, share: float
     }
 
 
+@torch.no_grad()
+def peers(net: GPT, length: int, rows: int, repeats: int, share: float) -> dict[str, float]:
+    """Seconds of drawing `length` tokens, a peer each."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": length, "n_embd": 256, "n_layer": len(net.blocks), "n_head": 8}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=net.vocabulary, bos_token_id=0, eos_token_id=None, **sizes)).eval()
+    start = torch.ones(rows, 1, dtype=torch.int64)
+    draw = partial(model.generate, start, do_sample=True, top_k=0, max_length=length, pad_token_id=0, use_cache=True)
+
+    def whole_pass(k: int) -> None:
+        logits = net(torch.zeros(rows, k, dtype=torch.int64))[:, -1]
+        torch.multinomial(logits.softmax(-1), 1)
+
+    places = np.linspace(1, length, max(2, round(share * length))).round().astype(int)
+    loop = float(np.mean([seconds(partial(whole_pass, int(k)), 1) for k in places])) * length
+    return {"transformers": seconds(draw, repeats), "nanoGPT-style loop": loop}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/decode"))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--peers", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     side = 28
     models = {
         "PixelCNN 8×64, 28×28": (scattered(PixelCNN(1, side, side, levels=2, width=64, layers=8)), side * side),
-        "GPT 8×256, 256 tokens": (scattered(GPT(512, 256, width=256, layers=8, heads=8)), 256),
+        GPT_TITLE: (scattered(GPT(512, 256, width=256, layers=8, heads=8)), 256),
     }
     record = [
         {"model": name, "rows": rows} | measure(model, length, rows, arguments.repeats, arguments.share)
@@ -108,6 +133,14 @@ def main() -> None:
             f"| {r['model']} | {r['rows']} | {r['cached_seconds']:.2f} | {r['naive_seconds']:.1f} | {r['ratio']:.0f} | "
             f"{r['same_tokens']} | {r['log_log_slope']:.2f} | {r['tokens_per_second']:.0f} |"
         )
+    if arguments.peers:
+        (gpt, length), ours = (
+            models[GPT_TITLE],
+            {r["rows"]: r["cached_seconds"] for r in record if r["model"] == GPT_TITLE},
+        )
+        for rows in arguments.batches:
+            for name, theirs in peers(gpt, length, rows, arguments.repeats, arguments.share).items():
+                print(f"{name}, {rows} rows: {theirs:.2f} s, {theirs / ours[rows]:.1f} times ours")
 
 
 if __name__ == "__main__":

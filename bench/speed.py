@@ -1,145 +1,61 @@
-"""What a training step costs, beside loops written by hand and beside pythae, on equal networks.
+"""What a training step costs: beside loops written by hand, beside other libraries, with data, and as things grow.
 
     python bench/speed.py floor                  # our step against hand-written PyTorch loops
-    python bench/speed.py peers                  # against pythae, which `make bench` installs elsewhere
+    python bench/speed.py settings               # our step in bf16, with fused optimizers, channels_last, compiled
+    python bench/speed.py peers                  # against pythae, torchgan and mimicry, which `make bench` installs
     python bench/speed.py data                   # data without a network against training
+    python bench/speed.py folder --data PHOTOS   # a folder of pictures with its cache against memory
+    python bench/speed.py growth                 # time per example and memory, as data and runs grow
     python bench/speed.py startup                # seconds until the command line answers
+    python bench/speed.py all --out build/bench.md
 
-Both sides take turns, a few steps each, and the ratio is taken turn by turn, of processor time: on a machine that does
-other work the median of these holds when single times do not. FLOPs are counted by torch (matrix products and
-convolutions, forward and backward) and divided by what the same process reaches in a square float32 product.
+How it is measured stands in bench/measuring.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import math
-import os
 import resource
-import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import (
+    Report,
+    Setting,
+    Step,
+    alternate,
+    flops_of,
+    game_step,
+    matmul_flops_per_second,
+    memory_of,
+    quartiles,
+    seconds_of,
+)
 from torch import Tensor, nn
 
-Step = Callable[[], Any]
 LATENT = 16
-
-
-# Measuring.
-
-
-def seconds_of(step: Step, count: int) -> float:
-    start = time.process_time()
-    for _ in range(count):
-        step()
-    return (time.process_time() - start) / count
-
-
-def alternate(one: Step, other: Step, *, turns: int, steps: int) -> tuple[float, float, list[float]]:
-    """(median seconds of one, of the other, ratios other / one turn by turn)."""
-    for step in (one, other):
-        step(), step()
-    pairs = []
-    for turn in range(turns):
-        order = (one, other) if turn % 2 else (other, one)
-        times = {id(step): seconds_of(step, steps) for step in order}
-        pairs.append((times[id(one)], times[id(other)]))
-    ratios = sorted(b / a for a, b in pairs)
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratios
-
-
-def flops_of(step: Step) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
-
-
-def matmul_flops_per_second() -> float:
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / statistics.median(seconds_of(lambda: a @ a, 3) for _ in range(7))
-
-
-def calls_of(step: Step, nets: list[nn.Module]) -> int:
-    """Forward calls of the networks in one step."""
-    count = 0
-
-    def seen(*_: Any) -> None:
-        nonlocal count
-        count += 1
-
-    hooks = [net.register_forward_hook(seen) for net in nets]
-    step()
-    for hook in hooks:
-        hook.remove()
-    return count
-
-
-def extra_memory(step: Step) -> float:
-    """MiB that three steps add to the peak of a child of this process; NaN if the child hangs, as forks of a process
-    with thread pools may."""
-
-    def peak(work: Callable[[], None]) -> float:
-        child = os.fork()
-        if child == 0:
-            signal.alarm(30)
-            work()
-            os._exit(0)
-        _, status, used = os.wait4(child, 0)
-        return used.ru_maxrss if status == 0 else math.nan
-
-    return (peak(lambda: [step() for _ in range(3)] and None) - peak(lambda: None)) / 1024
-
-
-def quartiles(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({ratios[len(ratios) // 4]:.3f}–{ratios[3 * len(ratios) // 4]:.3f})"
-
-
-# Our side.
-
-
-def game_step(name: str, batch: dict[str, Tensor], spec: Any, options: dict[str, Any], precision: str = "float32"):
-    """(networks, step) of a recipe, on one batch that is there already."""
-    from twofold import recipes
-    from twofold.device import autocast
-    from twofold.game import begin, step
-
-    torch.manual_seed(0)
-    recipe = recipes.build(name, spec, options)[1]
-    start = copy.deepcopy(recipe.nets)
-    game = recipe.stages[0].game
-    progress = begin(game)
-
-    def play() -> None:
-        with autocast(torch.device("cpu"), precision):
-            step(game, progress, lambda: batch)
-
-    return start, list(game.nets.values()), play
-
 
 # By hand: the shortest loops that do the same mathematics.
 
 
 def hand_vae(nets: nn.ModuleDict, x: Tensor) -> Step:
+    from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder = nets["encoder"], nets["decoder"]
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
 
     def play() -> None:
-        mean, log_var = encoder(x).chunk(2, dim=1)
+        mean, log_var = split_mean_log_var(encoder(x))
         z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         nll = decoder.likelihood.nll(decoder(z), x).mean()
         optimizer.zero_grad()
@@ -171,6 +87,7 @@ def hand_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
 
 
 def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
+    from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder, discriminator = nets["encoder"], nets["decoder"], nets["discriminator"]
@@ -179,7 +96,7 @@ def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     layer = max(1, discriminator.blocks - 2)
 
     def play() -> None:
-        mean, log_var = encoder(x).chunk(2, dim=1)
+        mean, log_var = split_mean_log_var(encoder(x))
         z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         x_rec, x_fake = decoder(z), decoder(torch.randn_like(z))  # BatchNorm: separate calls
         real, f_real = discriminator.forward_with_features(x, layer=layer)
@@ -200,238 +117,116 @@ def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     return play
 
 
-def floor(arguments: argparse.Namespace) -> None:
+HANDS: dict[str, tuple[Callable[[nn.ModuleDict, Tensor], Step], dict[str, Any]]] = {
+    "vae": (hand_vae, {"likelihood": "normal"}),
+    "gan": (hand_gan, {"arch": "conv"}),
+    "vae-gan": (hand_vae_gan, {"optimizer": "adam"}),
+}
+
+
+def floor(report: Report, arguments: argparse.Namespace) -> None:
     from twofold.spec import Spec
 
-    peak = matmul_flops_per_second()
-    print(f"float32 product: {peak / 1e9:.0f} GFLOP/s of processor time; load {os.getloadavg()[0]:.1f}")
-    print("\n| recipe | images | batch | ours, ms | by hand, ms | ours / by hand | of the product's rate | extra MiB |")
-    print("|---|---|---|---|---|---|---|---|")
-    sizes = ((28, 16), (8, 8)) if not arguments.large else ((64, 64), (28, 32))
-    for side, width in sizes:
+    cases = []
+    for side, width in ((28, 16), (8, 8)) if not arguments.large else ((64, 64), (28, 32)):
         spec = Spec("image", (1, side, side), layout="HW")
         x = torch.rand(64, 1, side, side) * 2 - 1
-        common = {"latent": LATENT, "width": width}
-        for name, hand, options in (
-            ("vae", hand_vae, {"likelihood": "normal"}),
-            ("gan", hand_gan, {"arch": "conv"}),
-            ("vae-gan", hand_vae_gan, {"optimizer": "adam"}),
-        ):
-            nets, _, ours = game_step(name, {"x": x}, spec, common | options)
-            theirs = hand(nets.train(), x)
-            a, b, ratios = alternate(theirs, ours, turns=arguments.turns, steps=arguments.steps)
-            rate = flops_of(ours) / b / peak
-            memory = f"{extra_memory(ours):.0f} / {extra_memory(theirs):.0f}"
-            print(
-                f"| {name} | {side}×{side}, width {width} | {len(x)} | {1e3 * b:.1f} | {1e3 * a:.1f} "
-                f"| {quartiles(ratios)} | {rate:.0%} | {memory} |",
-                flush=True,
-            )
+        for name, (hand, options) in HANDS.items():
+            options = {"latent": LATENT, "width": width, **options}
 
+            def ours(name: str = name, x: Tensor = x, spec: Any = spec, options: Any = options) -> Any:
+                return game_step(name, {"x": x}, spec, options)
 
-# pythae: its own modules in both.
+            def theirs(ours: Any = ours, hand: Any = hand, x: Tensor = x) -> Step:
+                return hand(ours()[0].train(), x)
 
-
-class Encoder(nn.Module):
-    """pythae's encoder as ours are called: (mean, log variance) side by side, images in [-1, 1]."""
-
-    def __init__(self, net: nn.Module, deterministic: bool = False):
-        super().__init__()
-        self.net, self.deterministic = net, deterministic
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        out = self.net((x + 1) / 2)
-        return out.embedding if self.deterministic else torch.cat([out.embedding, out.log_covariance], dim=1)
-
-
-class Decoder(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return 2 * self.net(z).reconstruction - 1
-
-
-class Discriminator(nn.Module):
-    """pythae's discriminator without its last sigmoid, which is part of our loss."""
-
-    blocks = 4
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-        net.layers[-1] = net.layers[-1][0]
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.net((x + 1) / 2).embedding.flatten()
-
-    def forward_with_features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> tuple[Tensor, Tensor]:
-        out = self.net((x + 1) / 2, output_layer_levels=[layer, self.blocks + 1])
-        return out[f"embedding_layer_{self.blocks + 1}"].flatten(), out[f"embedding_layer_{layer}"]
-
-
-class CodeDiscriminator(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-        net.layers[-1] = net.layers[-1][0]
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.net(z).embedding.flatten()
-
-
-def peers(arguments: argparse.Namespace) -> None:
-    from pythae.models import VAE, VAEGAN, Adversarial_AE, Adversarial_AE_Config, VAEConfig, VAEGANConfig
-    from pythae.models.nn.benchmarks.mnist import (
-        Decoder_Conv_AE_MNIST,
-        Discriminator_Conv_MNIST,
-        Encoder_Conv_AE_MNIST,
-        Encoder_Conv_VAE_MNIST,
+            # Children of a process that has not trained yet, so before anything else.
+            memory = f"{memory_of(theirs):.0f} → {memory_of(lambda ours=ours: ours()[1]):.0f}"
+            cases.append((name, f"{side}×{side}, width {width}", ours, theirs, memory))
+    peak = matmul_flops_per_second()
+    row = report.table(
+        "Beside loops written by hand",
+        ("recipe", "images", "by hand, ms", "ours, ms", "ours / by hand", "MiB", "of the product's rate"),
+        f"Batches of 64. float32 product: {peak / 1e9:.0f} GFLOP/s of processor time. "
+        f"{arguments.turns} turns of {arguments.steps} steps.",
     )
+    for name, images, ours, theirs, memory in cases:
+        step = ours()[1]
+        a, b, ratios = alternate(theirs(), step, turns=arguments.turns, steps=arguments.steps)
+        rate = f"{flops_of(step) / b / peak:.0%}"
+        row(name, images, f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", quartiles(ratios), memory, rate)
 
+
+def settings(report: Report, arguments: argparse.Namespace) -> None:
+    """Our step at default networks, with each of the things that may make it faster."""
     from twofold.spec import Spec
 
-    peak = matmul_flops_per_second()
-    print(f"float32 product: {peak / 1e9:.0f} GFLOP/s of processor time; load {os.getloadavg()[0]:.1f}")
-    spec = Spec("image", (1, 28, 28), layout="HW")
-    x = torch.rand(arguments.batch, 1, 28, 28)
-    ours_x = {"x": 2 * x - 1}
-    sizes = {"input_dim": (1, 28, 28), "latent_dim": LATENT}
-    adam = partial(torch.optim.Adam, lr=1e-4)
-
-    def pythae_vae() -> tuple[list[nn.Module], Step]:
-        config = VAEConfig(**sizes)
-        model = VAE(config, Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config))
-        optimizer = adam(model.parameters())
-
-        def play() -> None:
-            optimizer.zero_grad()
-            out = model({"data": x})
-            out.loss.backward()
-            optimizer.step()
-            out.loss.item()  # its trainer reads the loss in every step
-
-        return [model.encoder, model.decoder], play
-
-    def pythae_vae_gan() -> tuple[list[nn.Module], Step]:
-        config = VAEGANConfig(**sizes, reconstruction_layer=2, equilibrium=1e9, margin=2e9)  # nobody rests, as in ours
-        nets = Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config), Discriminator_Conv_MNIST(config)
-        model = VAEGAN(config, nets[0], nets[1], nets[2])
-        optimizers = [adam(net.parameters()) for net in nets]
-
-        def play() -> None:  # CoupledOptimizerAdversarialTrainer._optimizers_step and train_step
-            out = model({"data": x})
-            optimizers[0].zero_grad()
-            out.encoder_loss.backward(retain_graph=True)
-            optimizers[1].zero_grad()
-            out.decoder_loss.backward(retain_graph=True)
-            optimizers[2].zero_grad()
-            out.discriminator_loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            for loss in (out.encoder_loss, out.decoder_loss, out.discriminator_loss, out.loss):
-                loss.item()
-
-        return list(nets), play
-
-    def pythae_aae() -> tuple[list[nn.Module], Step]:
-        config = Adversarial_AE_Config(**sizes)
-        model = Adversarial_AE(config, Encoder_Conv_AE_MNIST(config), Decoder_Conv_AE_MNIST(config))
-        both = adam([*model.encoder.parameters(), *model.decoder.parameters()])
-        judge = adam(model.discriminator.parameters())
-
-        def play() -> None:  # AdversarialTrainer._optimizers_step
-            out = model({"data": x})
-            both.zero_grad()
-            out.autoencoder_loss.backward(retain_graph=True)
-            judge.zero_grad()
-            out.discriminator_loss.backward()
-            both.step()
-            judge.step()
-            out.loss.item()
-
-        return [model.encoder, model.decoder, model.discriminator], play
-
-    def ours(name: str, options: dict[str, Any], precision: str = "float32") -> tuple[list[nn.Module], Step]:
-        from twofold import autoencoders, recipes, rollouts
-
-        config = VAEGANConfig(**sizes)
-        deterministic = name == "aae"
-        encoder = (Encoder_Conv_AE_MNIST if deterministic else Encoder_Conv_VAE_MNIST)(config)
-        made = {
-            "build_encoder": lambda *_, **__: Encoder(encoder, deterministic),
-            "build_decoder": lambda *_, **__: Decoder(Decoder_Conv_AE_MNIST(config)),
-            "build_discriminator": lambda *_, **__: Discriminator(Discriminator_Conv_MNIST(config)),
-            "build_code_discriminator": lambda *_, **__: _code_discriminator(sizes),
-            "Generator": lambda net, _: net,
-        }
-        recipes.find(name)
-        import importlib
-
-        module = importlib.import_module(f"twofold.recipes.{recipes.find(name).module}")
-        with ExitStack() as patched:
-            for place in (module, rollouts, autoencoders):
-                for word, make in made.items():
-                    if hasattr(place, word) and (word != "Generator" or place is module):
-                        patched.enter_context(mock.patch.object(place, word, make))
-            _, nets, play = game_step(name, ours_x, spec, {"latent": LATENT, **options}, precision)
-        return nets, play
-
-    print(
-        "\n| model | pythae, ms | ours, ms | pythae / ours | network calls a step | extra MiB | of the product's rate |"
+    row = report.table(
+        "Settings",
+        ("recipe", "setting", "default, ms", "so, ms", "default / so"),
+        f"28×28, batches of 64, default networks. {arguments.turns} turns of {arguments.steps} steps.",
     )
-    print("|---|---|---|---|---|---|---|")
-    cases = [
-        ("VAE", pythae_vae, "vae", {"likelihood": "normal", "learning_rate": 1e-4}),
-        (
-            "VAEGAN",
-            pythae_vae_gan,
-            "vae-gan",
-            {"optimizer": "adam", "feature_layer": 2, "see_reconstructions": False, "learning_rate": 1e-4},
-        ),
-        ("AAE", pythae_aae, "aae", {"posterior": "deterministic"}),
-    ]
-    for title, make, name, options in [case for case in cases if case[0] in arguments.models]:
-        for precision in ("float32", "bf16"):
-            theirs_nets, theirs = make()
-            own_nets, own = ours(name, options, precision)
-            a, b, ratios = alternate(own, theirs, turns=arguments.turns, steps=arguments.steps)
-            calls = f"{calls_of(theirs, theirs_nets)} → {calls_of(own, own_nets)}"
-            memory = f"{extra_memory(theirs):.0f} → {extra_memory(own):.0f}"
-            rates = f"{flops_of(theirs) / b / peak:.0%} → {flops_of(own) / a / peak:.0%}"
-            label = title if precision == "float32" else f"{title}, ours in bf16"
-            print(
-                f"| {label} | {1e3 * b:.0f} | {1e3 * a:.0f} | {quartiles(ratios)} | {calls} | {memory} | {rates} |",
-                flush=True,
-            )
+    spec = Spec("image", (1, 28, 28), layout="HW")
+    batch = {"x": torch.rand(64, 1, 28, 28) * 2 - 1}
+    for name, (_, options) in HANDS.items():
+        default = game_step(name, batch, spec, options)[1]
+        for setting in chosen(arguments.settings or ["float32 fused", "bf16", "bf16 fused", "float32 channels_last"]):
+            step = game_step(name, batch, spec, options, setting)[1]
+            a, b, ratios = alternate(step, default, turns=arguments.turns, steps=arguments.steps)
+            row(name, setting, f"{1e3 * b:.1f}", f"{1e3 * a:.1f}", quartiles(ratios))
 
 
-def _code_discriminator(sizes: dict[str, Any]) -> nn.Module:
-    from pythae.models import Adversarial_AE_Config
-    from pythae.models.nn.default_architectures import Discriminator_MLP
-
-    config = Adversarial_AE_Config(**sizes)
-    config.discriminator_input_dim = (LATENT,)
-    return CodeDiscriminator(Discriminator_MLP(config))
+def chosen(settings: list[str]) -> list[Setting]:
+    """ "bf16 fused" → Setting("bf16", fused=True)."""
+    return [Setting(precision, **dict.fromkeys(words, True)) for precision, *words in map(str.split, settings)]
 
 
-# Data and start.
+def peers(report: Report, arguments: argparse.Namespace) -> None:
+    from peers import compare
+
+    ways = chosen(arguments.settings or ["float32", "bf16 fused"])
+    for batch in arguments.batch:
+        compare(
+            report, models=arguments.models, batch=batch, turns=arguments.turns, steps=arguments.steps, settings=ways
+        )
 
 
-def data(arguments: argparse.Namespace) -> None:
+# Data, growth and start.
+
+
+def draws(loaded: Any, batch: int) -> Callable[[], dict[str, Tensor]]:
+    """A function that draws the next batch of the training split, as training does."""
+    from twofold.data import Batches
+
+    stream = Batches(loaded.train, loaded.spec, batch_size=batch, seed=0)
+    position = 0
+
+    def draw() -> dict[str, Tensor]:
+        nonlocal position
+        position += batch
+        return stream.draw(position)
+
+    return draw
+
+
+def training(draw: Callable[[], dict[str, Tensor]], spec: Any, options: dict[str, Any]) -> Step:
+    """A VAE's step on a fresh batch each time."""
+    from twofold import recipes
+    from twofold.game import begin, step
+
+    game = recipes.build("vae", spec, {"latent": LATENT, **options})[1].stages[0].game
+    progress = begin(game)
+    return lambda: step(game, progress, draw)
+
+
+def data(report: Report, arguments: argparse.Namespace) -> None:
     """Examples a second of data with the network removed, and of training, of processor time."""
-    import tempfile
-    from pathlib import Path
-
-    import numpy as np
     from PIL import Image
 
-    from twofold.data import Batches, load
+    from twofold.data import load
 
     rng = np.random.default_rng(0)
-    folder = Path(tempfile.mkdtemp())
-    photos = folder / "photos"
+    photos = Path(tempfile.mkdtemp()) / "photos"
     photos.mkdir()
     for k in range(arguments.pictures):
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photos / f"{k:05d}.jpg", quality=90)
@@ -441,25 +236,99 @@ def data(arguments: argparse.Namespace) -> None:
         ("64×64 JPEGs in memory", photos, {}),
         ("64×64 JPEGs on access", photos, {"memory_limit_bytes": 1}),
     ]
-    print("\n| data | examples/s | training vae-gan, examples/s | data / training |\n|---|---|---|---|")
+    row = report.table(
+        "Data without a network", ("data", "examples/s", "training vae-gan, examples/s", "data / training")
+    )
     for title, source, options in sources:
         loaded = load(source, **options)
-        stream = Batches(loaded.train, loaded.spec, batch_size=64, seed=0)
-        position = 0
-
-        def draw(stream: Any = stream) -> dict[str, Tensor]:
-            nonlocal position
-            position += 64
-            return stream.draw(position)
-
-        _, _, train_step = game_step("vae-gan", draw(), loaded.spec, {"latent": LATENT})
+        draw = draws(loaded, 64)
+        _, train_step = game_step("vae-gan", draw(), loaded.spec, {"latent": LATENT})
         drawn, trained, _ = alternate(draw, train_step, turns=5, steps=5)
-        print(f"| {title} | {64 / drawn:,.0f} | {64 / trained:,.0f} | {trained / drawn:.1f} |", flush=True)
+        row(title, f"{64 / drawn:,.0f}", f"{64 / trained:,.0f}", f"{trained / drawn:.1f}")
 
 
-def startup(arguments: argparse.Namespace) -> None:
+def folder(report: Report, arguments: argparse.Namespace) -> None:
+    """Training on a folder of pictures that does not fit in memory, with its cache, against the same in memory."""
+    from twofold.data import load
+
+    source = arguments.data
+    in_memory = load(source)
+    with tempfile.TemporaryDirectory() as cache:
+        cached = load(source, memory_limit_bytes=1, cache=cache)
+        count = len(cached.train)
+        first_draw, memory_draw, cached_draw = (draws(d, 64) for d in (cached, in_memory, cached))
+        first = seconds_of(first_draw, count // 64 + 1)
+        row = report.table(
+            f"A folder of {count:,} pictures of {'×'.join(map(str, cached.spec.shape))} and its cache",
+            ("training", "first pass: pictures/s", "in memory, examples/s", "cached, examples/s", "cached / in memory"),
+            f"The first pass without a network. {arguments.turns} turns of {arguments.steps} steps.",
+        )
+        for width in (4, 16, 32):
+            ours, theirs = (
+                training(draw, cached.spec, {"width": width, "hidden": 0}) for draw in (cached_draw, memory_draw)
+            )
+            a, b, ratios = alternate(ours, theirs, turns=arguments.turns, steps=arguments.steps)
+            rates = [f"{64 / seconds:,.0f}" for seconds in (first / 64, b, a)]
+            row(f"vae, width {width}", f"{64 / first:,.0f}", *rates[1:], quartiles(ratios))
+
+
+def growth(report: Report, arguments: argparse.Namespace) -> None:
+    """Time per example as the data grows; memory and time as a run does."""
+    from twofold.data import load
+
+    rng = np.random.default_rng(0)
+    row = report.table(
+        "Time per example against the size of the data",
+        ("examples", "loading, s", "step, µs an example", "against the smallest"),
+        f"16×16 grey images in memory, vae of width 8, batches of 64. {arguments.turns} turns of 20 steps.",
+    )
+    smallest: Step | None = None
+    for count in (1_000, 10_000, 100_000, 1_000_000):
+        pixels = rng.integers(0, 256, (count, 16, 16), dtype=np.uint8)
+        kept: list[Any] = []
+        seconds = seconds_of(lambda kept=kept, pixels=pixels: kept.append(load(pixels)), 1)
+        ours = training(draws(kept[0], 64), kept[0].spec, {"width": 8, "hidden": 0})
+        smallest = smallest or ours
+        _, b, ratios = alternate(smallest, ours, turns=arguments.turns, steps=20)
+        row(f"{count:,}", f"{seconds:.2f}", f"{1e6 * b / 64:.1f}", quartiles(ratios))
+    row = report.table(
+        "Memory and time against the length of a run",
+        ("recipe", "examples", "peak, MiB", "processor, s", "ms a further 1,000 examples"),
+        "`twofold train RECIPE --data digits --width 8` in a process of its own, monitor, pictures and checkpoints "
+        "included.",
+    )
+    for name in ("vae", "vae-gan"):
+        before = (0, 0.0)
+        for count in (4_000, 12_000, 36_000):
+            with tempfile.TemporaryDirectory() as out:
+                words = ["train", name, "--data", "digits", "--width", "8", "--examples", str(count)]
+                peak, seconds = child(*words, "--seed", "0", "--out", f"{out}/run")
+            slope = f"{1e6 * (seconds - before[1]) / (count - before[0]):.0f}" if before[0] else ""
+            row(name, f"{count:,}", f"{peak:.0f}", f"{seconds:.1f}", slope)
+            before = (count, seconds)
+
+
+LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "twofold", *sys.argv[1:]], capture_output=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(done.returncode, used.ru_maxrss / 1024, used.ru_utime + used.ru_stime)
+"""
+
+
+def child(*words: str) -> tuple[float, float]:
+    """(peak MiB, processor seconds) of `twofold` with these words. Started by a small process: Linux counts what the
+    starter holds as the started one's peak."""
+    words = (sys.executable, "-c", LAUNCHER, *words)
+    code, peak, seconds = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    if code != "0":
+        raise RuntimeError(f"twofold {' '.join(words[3:])} ended with {code}")
+    return float(peak), float(seconds)
+
+
+def startup(report: Report, arguments: argparse.Namespace) -> None:
     """Seconds until the command line has answered."""
-    print("\n| command | processor seconds | elapsed seconds |\n|---|---|---|")
+    row = report.table("Starting", ("command", "processor seconds", "elapsed seconds"))
     for words in (["--help"], ["recipes"], ["data"], ["train", "vae-gan", "--help"], ["show", "vae-gan"]):
         used, elapsed = [], []
         for _ in range(7):
@@ -468,22 +337,51 @@ def startup(arguments: argparse.Namespace) -> None:
             elapsed.append(time.perf_counter() - start)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        print(f"| twofold {' '.join(words)} | {statistics.median(used):.2f} | {statistics.median(elapsed):.2f} |")
+        row(f"twofold {' '.join(words)}", f"{statistics.median(used):.2f}", f"{statistics.median(elapsed):.2f}")
+
+
+def everything(report: Report, arguments: argparse.Namespace) -> None:
+    for table in (floor, peers, settings, data, growth, startup):
+        table(report, arguments)
+    if arguments.data is not None:
+        folder(report, arguments)
+
+
+TABLES = {
+    "floor": floor,
+    "settings": settings,
+    "peers": peers,
+    "data": data,
+    "folder": folder,
+    "growth": growth,
+    "startup": startup,
+    "all": everything,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("floor", "peers", "data", "startup"))
+    parser.add_argument("what", choices=tuple(TABLES))
+    parser.add_argument("--out", type=Path, help="write the tables to this .md file, and to a .json beside it")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--models", nargs="+", default=["VAE", "VAEGAN", "AAE"], help="peers: which of them")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="peers: batch sizes")
+    parser.add_argument("--models", nargs="+", default=[], help="peers: titles that begin with these; none: all")
+    parser.add_argument(
+        "--settings", nargs="+", help="peers, settings: how our step is taken, e.g. 'bf16 fused' 'float32 compiled'"
+    )
+    parser.add_argument("--pictures", type=int, default=512, help="data: how many JPEGs to write")
+    parser.add_argument("--data", type=Path, help="folder: a folder of pictures")
     parser.add_argument("--large", action="store_true", help="floor: networks of the size that people train")
     arguments = parser.parse_args()
+    if arguments.pictures < 100:
+        parser.error("--pictures starts at 100: a tenth is held out, and a batch has 64")
+    if arguments.what == "folder" and arguments.data is None:
+        parser.error("folder needs --data, a folder of pictures")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    {"floor": floor, "peers": peers, "data": data, "startup": startup}[arguments.what](arguments)
+    report = Report(arguments.out)
+    TABLES[arguments.what](report, arguments)
 
 
 if __name__ == "__main__":

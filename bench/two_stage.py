@@ -1,6 +1,6 @@
 """VQ-VAE, VQGAN and VQ-VAE-2 with their priors on small colour images, at equal bits for each image.
 
-    python bench/two_stage.py --data cifar10.npz --out runs/two-stage --examples 60000 --seeds 0
+    python bench/two_stage.py --data cifar10 --out runs/two-stage --examples 60000 --seeds 0
 
 Trains what is missing (a finished run is read, a cut-off one resumed), then measures every run in one way. `--examples`
 is the length of the autoencoder's stage; each prior sees half as many. VQ-VAE is VQGAN without its discriminator: the
@@ -176,7 +176,7 @@ def switch_on_picture(model: Model, path: Path) -> None:
 
     assert model.run is not None
     records = [r for r in model.run.metrics() if "rise" in r]
-    examples = [r["examples"] for r in records]
+    examples = [r["examples"] / 1000 for r in records]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), constrained_layout=True)
     values = model.spec.size
     axes[0].plot(examples, [r["reconstruction"] / values for r in records])
@@ -188,7 +188,7 @@ def switch_on_picture(model: Model, path: Path) -> None:
     axes[2].plot(examples, [r["rise"] for r in records], label="rise of the error since the switch-on")
     axes[2].legend(fontsize=8)
     for axis in axes:
-        axis.set_xlabel("examples seen")
+        axis.set_xlabel("thousands of examples seen")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

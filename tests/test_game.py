@@ -648,6 +648,42 @@ def test_the_weights_of_a_resting_discriminator_get_no_gradient_work():
     assert seen and not any(seen)
 
 
+@pytest.mark.parametrize("how", ["optimizer", "flag"])
+def test_what_an_optimizer_does_not_move_gets_no_gradient(how):
+    """Either the optimizer was never given the layer, or its flag was taken away after the game began."""
+    game = vae()
+    kept = game.nets["decoder"][0]
+    if how == "optimizer":
+        rest = partial(_without, {id(w) for w in kept.parameters()})
+        players = dict(game.players) | {"decoder": Player(game.nets["decoder"], rest)}
+        game = Game(players, game.phases)
+    progress = begin(game)
+    kept.requires_grad_(how == "optimizer")
+    before, all_before = copied_bytes(kept), copied_bytes(game.nets["decoder"])
+    step(game, progress, stream())
+    assert same(before, kept) and all(w.grad is None for w in kept.parameters())
+    assert not same(all_before, game.nets["decoder"])
+
+
+def test_fused_moves_by_the_same_rule_up_to_rounding():
+    """The encoder's Adam in one kernel; the decoder's SGD keeps its own way."""
+    games = vae(), vae()
+    games = [Game({**g.players, "decoder": replace(g.players["decoder"], optimizer=SGD)}, g.phases) for g in games]
+    plain, fused = (begin(game, fused=way) for game, way in zip(games, (False, True), strict=True))
+    groups = {name: optimizer.param_groups[0] for name, optimizer in fused.optimizers.items()}
+    assert groups["encoder"]["fused"] and not groups["decoder"]["fused"]
+    for game, progress in zip(games, (plain, fused), strict=True):
+        draw = stream()
+        for _ in range(5):
+            step(game, progress, draw)
+    for a, b in zip(games[0].nets.parameters(), games[1].nets.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def _without(left_out: set[int], weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return ADAM([w for w in weights if id(w) not in left_out])
+
+
 def test_schedules_in_examples():
     warm = vae(beta=Ramp(0, 1, examples=16))
     _, values = play(warm, 4)

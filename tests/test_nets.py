@@ -308,6 +308,7 @@ def test_features_are_what_the_normalisation_receives_and_the_output_is_unchange
         hook.remove()
         assert torch.equal(features, received[0].flatten(1))
         assert torch.equal(output, net(x))
+        assert torch.equal(net.features(x, layer=layer), features)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -326,6 +327,19 @@ def test_every_module_runs_once_with_or_without_features(kind):
     assert set(calls.values()) == {1}
     net.forward_with_features(x, y, layer=2)
     assert set(calls.values()) == {2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_run_nothing_behind_their_layer(kind):
+    net = small(kind, norm="group", classes=3)
+    inner, calls = net.net if kind == "discriminator" else net, []
+    for module in (*inner.layers[1:], inner.head):
+        module.register_forward_hook(lambda *_: calls.append(1))
+    x, y = rand(2, 2, 9, 10), torch.tensor([0, 2])
+    net.features(x, y, layer=1)
+    assert not calls
+    net(x, y)
+    assert len(calls) == inner.blocks
 
 
 def test_blocks_counts_convolutions_then_the_hidden_layer():

@@ -74,6 +74,7 @@ def test_vae_gan_paper():
         assert count(recipe.nets[name]) == parameters, name
     x = torch.rand(2, 3, 64, 64)
     logits, features = recipe.nets["discriminator"].forward_with_features(x, layer=config.feature_layer)
+    assert torch.equal(recipe.nets["discriminator"].features(x, layer=config.feature_layer), features)
     assert logits.shape == (2,) and features.shape == (2, 256 * 8 * 8)
     # The layer is read before its BatchNorm: it is linear in what the block before gives.
     blocks = list(recipe.nets["discriminator"].layers)

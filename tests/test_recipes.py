@@ -619,12 +619,35 @@ def test_the_released_discriminator_does_not_see_reconstructions():
         game = recipe.stages[0].game
         state = rolled_out(game, game.phases[0], batch_for(IMAGE))
         losses = {t.name: t.loss(state) for t in game.phases[0].terms}
-        (gradient,) = torch.autograd.grad(losses["adversarial_discriminator"], state["rec_logits"], allow_unused=True)
+        assert ("rec_logits" in state.rollout) == sees
+        discriminator = list(game.nets["discriminator"].parameters())
+        (gradient,) = torch.autograd.grad(
+            losses["adversarial_discriminator"], state["x_rec"], allow_unused=True, retain_graph=True
+        )
         assert (gradient is not None) == sees
+        # The feature layer is the first of three blocks here: its reconstruction reaches no weight behind it.
+        reached = torch.autograd.grad(losses["feature_reconstruction"], discriminator, allow_unused=True)
+        assert 0 < sum(g is not None for g in reached) < len(discriminator)
     gates = {t["name"]: t["to"] for t in show("vae-gan-released")["stages"][0]["phases"][0]["terms"]}
     assert gates["adversarial_discriminator"] == {"discriminator": "gate_dis"}
     assert gates["adversarial_decoder"] == {"decoder": "gate_dec"}
     assert gates["kl"] == {"encoder": 1.0}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_vae_gan_without_batchnorm_multiplies_no_more_than_with_it(seen):
+    """BatchNorm forces one call per kind of picture and adds no counted product. Joined calls would: every row's
+    backward pass would carry the pictures of the others."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = {}
+    for norm in ("batch", "none"):
+        game = build("vae-gan", norm=norm, norm_discriminator=norm, see_reconstructions=seen).stages[0].game
+        progress = begin(game)
+        with FlopCounterMode(display=False) as counter:
+            step(game, progress, lambda: batch_for(IMAGE))
+        work[norm] = counter.get_total_flops()
+    assert work["none"] == work["batch"] > 0
 
 
 def test_feature_reconstruction_is_of_the_named_layer_before_normalisation():

@@ -313,6 +313,27 @@ def test_bf16_trains_and_keeps_float32_weights(tmp_path):
     assert all(np.isfinite(r["kl"]) for r in records)
 
 
+def test_fused_trains_the_same_up_to_rounding_and_resumes_to_the_byte(tmp_path):
+    plain, whole = run("vae", tmp_path / "plain"), run("vae", tmp_path / "whole", fused=True)
+    assert not same(weights(plain), weights(whole))  # it did use another kernel
+    for a, b in zip(weights(plain).values(), weights(whole).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    with pytest.raises(Interrupted):
+        run("vae", tmp_path / "parts", watch=Stop(40), fused=True)
+    with pytest.raises(InputError, match="fused = True, now it is False"):
+        run("vae", tmp_path / "parts", resume=True)
+    assert same(weights(whole), weights(run("vae", tmp_path / "parts", resume=True, fused=True)))
+
+
+def test_a_run_of_before_fused_was_a_setting_resumes(tmp_path):
+    with pytest.raises(Interrupted):
+        run("vae", tmp_path / "run", watch=Stop(40))
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    del record["train"]["fused"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    assert run("vae", tmp_path / "run", resume=True).examples >= 80
+
+
 def test_learning_on_real_digits(tmp_path):
     """Negative control beside it: an untrained model reconstructs far worse than a trained one."""
     untrained = train("vae", data="digits", out=tmp_path / "u", examples=64, width=16, hidden=64)

@@ -79,6 +79,8 @@ class MixtureHead(nn.Module):
     """PixelCNN++'s discretised logistic mixture as a head of `PixelCNN`: the logits of a channel's levels are their log
     probabilities given the pixel's earlier channels."""
 
+    unshardable = "a mixture's likelihood is not computed by calling the network"
+
     def __init__(self, width: int, channels: int, levels: int, components: int) -> None:
         super().__init__()
         self.likelihood = DiscretizedLogisticMixture(components=components, levels=levels)

@@ -493,6 +493,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache", type=_path, metavar="DIR", help="keep the pixels of a folder too large for memory here, decoded once"
     )
+    group.add_argument("--column", metavar="NAME", help="of a hub set or parquet file: the one of the examples")
     group.add_argument(
         "--pairs", nargs=2, metavar=("INPUT", "TARGET"), help="pairs: two subfolders, or two arrays of an .npz"
     )
@@ -511,6 +512,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "holdout": arguments.holdout if arguments.holdout != 0.1 else None,
         "classes": arguments.classes,
         "cache": arguments.cache,
+        "column": arguments.column,
         "pairs": tuple(arguments.pairs) if arguments.pairs else None,
         "side_by_side": arguments.side_by_side or None,
         "unpaired": arguments.unpaired or None,
@@ -539,6 +541,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="bf16, fp16: multiply in 16 bits, keep weights in float32 (default: float32)",
     )
+    parser.add_argument(
+        "--fused", action="store_true", help="one kernel for each update by Adam: faster, equal up to rounding"
+    )
     parser.add_argument("--flip", action="store_true", help="mirror images left-right at random")
     parser.add_argument("--crop", type=_whole, default=0, metavar="P", help="move images by up to P pixels at random")
     parser.add_argument("--accumulate", type=_count, default=1, metavar="K", help="compute a batch in K parts")
@@ -558,6 +563,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and time; write nothing")
+    parser.add_argument(
+        "--shard", action="store_true", help="several processes: divide a network that learns alone in its stage (FSDP)"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the run")
     _data_options(parser)
 
@@ -763,6 +771,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.name,
         out=arguments.out,
         resume=arguments.resume,
+        shard=arguments.shard,
         tensorboard=arguments.tensorboard,
         watch=Bar(),
         **settings,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from twofold.decode import Sampler, SequenceModel, generate, row_seeds
 from twofold.game import Batch, Game, Nets, Phase, Player, Stage, State, Term
-from twofold.latents import nearest_code, perplexity, straight_through
+from twofold.latents import code_counts, nearest_code, perplexity_of_counts, straight_through
 from twofold.nets.codebook import AveragedCodebook, Codebook, CodeUsage
 from twofold.nets.labels import drop_labels
 from twofold.recipe import require
@@ -106,20 +106,28 @@ class Quantiser:
 
     def learn(self, state: State, z: Tensor) -> dict[str, Tensor]:
         """z (batch, latent, …) through the codebook: {"z", "z_q", "indices", "restarted"} and, for the decoder,
-        "codes": z_q with a gradient that goes to z. Restarts codes, notes their use and, of averages, takes z in."""
+        "codes": z_q with a gradient that goes to z; and "counts", how often each code was chosen. Restarts codes, notes
+        their use and, of averages, takes z in: with several processes all of it from the whole batch."""
         z = single_precision(z)
         book = cast("Codebook | AveragedCodebook", self.book(state.nets))
         usage = cast(CodeUsage, state.nets[self.named("usage")])
         # What moves codes by other means than gradient sees their vectors as plain numbers.
         vectors = z.detach().movedim(1, -1).flatten(0, -2)
         restarted = z.new_zeros(())
+        peers = state.peers
         if self.restart_examples:
-            restarted = usage.restart(book, vectors, after=self.restart_examples, generator=state.generator)
+            drawn = peers.draw_rows(vectors, self.codes, generator=state.generator)
+            restarted = usage.restart(book, drawn, after=self.restart_examples)
         z_q, indices = quantise(z, book)
-        usage.note(indices, examples=len(z))
+        counts = code_counts(indices, self.codes)
+        peers.total([counts])
+        usage.note(counts, examples=len(z) * peers.count)
         if isinstance(book, AveragedCodebook):
-            book.update(vectors, indices.flatten())
+            sums = book.sums_of(vectors, indices.flatten())
+            peers.total([sums])
+            book.update(counts, sums)
         out = {"z": z, "z_q": z_q, "indices": indices, "restarted": restarted, "codes": straight_through(z, z_q)}
+        out["counts"] = counts
         return {self.named(name): tensor for name, tensor in out.items()}
 
     def term(self) -> Term:
@@ -137,7 +145,7 @@ class Quantiser:
             return cast(CodeUsage, state.nets[self.named("usage")]).share(within)
 
         return {
-            self.named("perplexity"): lambda s: perplexity(s[self.named("indices")], self.codes),
+            self.named("perplexity"): lambda s: perplexity_of_counts(s[self.named("counts")]),
             self.named("codes_used"): share,
             self.named("codes_restarted"): lambda s: s[self.named("restarted")],
         }

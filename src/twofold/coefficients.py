@@ -126,8 +126,7 @@ class GradientBalance:
         gradients = [
             torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (reference, state.losses[self.term])
         ]
-        if state.reduce is not None:
-            state.reduce(gradients)
+        state.peers.average(gradients)
         norms = [gradient.norm() for gradient in gradients]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, self.largest).detach()
 
@@ -173,8 +172,7 @@ class Equilibrium:
         """(discriminator moves, decoder moves)."""
         if self not in state.memo:
             costs = torch.stack([self.real(state).detach(), self.fake(state).detach()])
-            if state.reduce is not None:  # processes that decide differently would wait for each other for ever
-                state.reduce([costs])
+            state.peers.average([costs])  # processes that decide differently would wait for each other for ever
             state.memo[self] = equilibrium_rule(*costs.tolist(), target=self.target, margin=self.margin)
         return state.memo[self]
 

@@ -31,6 +31,38 @@ Batch = Mapping[str, Tensor]
 Rollout = Mapping[str, Tensor]
 
 
+class Peers:
+    """The processes that share each batch, and what they do together; as it stands here, one on its own.
+
+    Rows of the whole batch lie one process's after the other's, equally many of each.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Average the tensors over the processes, in place."""
+
+    def total(self, tensors: list[Tensor]) -> None:
+        """Sum the tensors over the processes, in place."""
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The rows of all processes, as plain numbers."""
+        return x.detach()
+
+    def draw_rows(self, x: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+        """n rows drawn from those of all processes, with replacement: the same ones in each."""
+        return x[torch.randint(len(x), (n,), generator=generator, device=x.device)]
+
+    def own(self, whole: int) -> range:
+        """Which of the whole batch's rows are this process's."""
+        share = whole // self.count
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+ALONE = Peers()
+
+
 @dataclass(frozen=True)
 class State:
     """All that a rollout, a loss, a coefficient or a learning rate may depend on.
@@ -54,8 +86,8 @@ class State:
     """The due terms' losses with their graphs. Empty until all of them are evaluated."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """A place for coefficients to share work within one play."""
-    reduce: Callable[[list[Tensor]], None] | None = None
-    """Averages tensors over the processes that share the batch, in place; None in one process."""
+    peers: Peers = ALONE
+    """The processes that share the batch. What lives in memory is computed from the batch of all."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rollout[name]
@@ -246,8 +278,12 @@ class Progress:
     """Plays without a move because a gradient was not finite (`on_nonfinite="skip"`)."""
 
 
-def begin(game: Game, *, seed: int = 0) -> Progress:
-    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages."""
+def begin(game: Game, *, seed: int = 0, fused: bool = False) -> Progress:
+    """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages.
+
+    fused: Adam and AdamW update all of a player's weights in one kernel. Equal up to rounding, so not the default;
+        other optimizers stay as they are.
+    """
     device = next(game.nets.parameters()).device
     for name, net in game.nets.items():
         net.train(name in game.players)
@@ -258,17 +294,19 @@ def begin(game: Game, *, seed: int = 0) -> Progress:
     }
     return Progress(
         generator=torch.Generator(device).manual_seed(seed),
-        optimizers={name: _optimizer(player) for name, player in game.players.items()},
+        optimizers={name: _optimizer(player, fused) for name, player in game.players.items()},
         averages=nn.ModuleDict(averages),
         first_bad={p.name: torch.full((len(p.terms),), -1, dtype=torch.int64, device=device) for p in game.phases},
         plays={phase.name: 0 for phase in game.phases},
     )
 
 
-def _optimizer(player: Player) -> torch.optim.Optimizer:
+def _optimizer(player: Player, fused: bool) -> torch.optim.Optimizer:
     optimizer = player.optimizer([w for w in player.net.parameters() if w.requires_grad])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if fused and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+            group["fused"] = True
     return optimizer
 
 
@@ -279,8 +317,7 @@ def step(
     *,
     accumulate: int = 1,
     on_nonfinite: str = "stop",
-    reduce: Callable[[list[Tensor]], None] | None = None,
-    replicas: int = 1,
+    peers: Peers = ALONE,
     loss_scale: float = 1.0,
     observe: Callable[[State], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
@@ -292,8 +329,8 @@ def step(
             Coefficients, gates included, are evaluated per part. BatchNorm sees the parts.
         on_nonfinite: "stop" notes the term and step on the device (see `check_finite`) and plays on;
             "skip" waits for the device in every play and moves nobody if a gradient is not finite.
-        reduce: averages the gradients of one play over processes, in place.
-        replicas: processes that share each batch; every one of them counts the whole batch's examples.
+        peers: the processes that share each batch: the gradients of a play are averaged over them, and every one of
+            them counts the whole batch's examples.
         loss_scale: losses are multiplied by this before the backward passes and gradients divided by it after, so that
             float16 can hold them; with any but 1 a play whose gradient is not finite moves nobody, as with "skip".
         observe: asked in each play, with the losses' graphs still there, for scalars to return; with it the norm of
@@ -316,14 +353,14 @@ def step(
             continue
         repeats = phase.repeats
         if callable(repeats):
-            repeats = repeats(_state(game, progress, batch, reduce))
+            repeats = repeats(_state(game, progress, batch, peers))
         for k in range(repeats):
             if k:
                 batch = draw()
                 seen += _length(batch)
-            values |= _play(game, progress, phase, batch, accumulate, skip, reduce, replicas, loss_scale, observe)
+            values |= _play(game, progress, phase, batch, accumulate, skip, peers, loss_scale, observe)
     progress.step += 1
-    progress.examples += seen * replicas
+    progress.examples += seen * peers.count
     return values
 
 
@@ -340,8 +377,8 @@ def check_finite(game: Game, progress: Progress) -> None:
         raise NonFiniteError(term.name, list(term.to), when)
 
 
-def _state(game: Game, progress: Progress, batch: Batch, reduce: Callable[[list[Tensor]], None] | None = None) -> State:
-    return State(game.nets, batch, progress.examples, progress.step, progress.generator, reduce=reduce)
+def _state(game: Game, progress: Progress, batch: Batch, peers: Peers) -> State:
+    return State(game.nets, batch, progress.examples, progress.step, progress.generator, peers=peers)
 
 
 def _length(batch: Batch) -> int:
@@ -364,8 +401,7 @@ def _play(
     batch: Batch,
     accumulate: int,
     skip_nonfinite: bool,
-    reduce: Callable[[list[Tensor]], None] | None,
-    replicas: int,
+    peers: Peers,
     loss_scale: float,
     observe: Callable[[State], Mapping[str, Tensor]] | None,
 ) -> dict[str, Tensor]:
@@ -376,7 +412,7 @@ def _play(
         return {}
     candidates = {player for term in terms for player in term.to}
     certain = {p for term in terms for p, c in term.to.items() if not callable(c) and c and not skip_nonfinite}
-    weights = {name: [w for w in game.nets[name].parameters() if w.requires_grad] for name in sorted(candidates)}
+    weights = {name: _moved_by(progress.optimizers[name]) for name in sorted(candidates)}
     values: dict[str, Tensor] = {}
     observed: dict[str, Tensor] = {}
     moved: set[str] = set()
@@ -384,7 +420,7 @@ def _play(
         for own in weights.values():
             _forget_gradients(own)
         for part in _parts(batch, accumulate):
-            state = _state(game, progress, part, reduce)
+            state = _state(game, progress, part, peers)
             state = replace(state, rollout=phase.rollout(state))
             losses = {term.name: _scalar(term, state) for term in terms}
             state = replace(state, losses=losses)
@@ -399,24 +435,30 @@ def _play(
             for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions | measured).items():
                 values[name] = values[name] + weight * value if name in values else weight * value
         _note_nonfinite(progress, phase, terms, values)
-        if reduce is not None or skip_nonfinite:
+        if peers.count > 1 or skip_nonfinite:
             gradients = {p: [w.grad for w in weights[p] if w.grad is not None] for p in sorted(moved)}
-            if reduce is not None:
-                for group in gradients.values():
-                    reduce(group)
+            for group in gradients.values():
+                peers.average([g for g in group if not is_divided(g)])  # the others are averages already
             if loss_scale != 1.0:
                 for group in gradients.values():
                     torch._foreach_mul_(group, 1 / loss_scale)
-            if skip_nonfinite and not all(bool(g.isfinite().all()) for group in gradients.values() for g in group):
+            if skip_nonfinite and not all(
+                bool(whole(g.isfinite().all())) for group in gradients.values() for g in group
+            ):
                 progress.skipped += 1
                 moved.clear()
         if observe is not None:
             for player in sorted(moved):
                 if gradient := [w.grad for w in weights[player] if w.grad is not None]:
                     norms = torch._foreach_norm(gradient)
-                    observed[f"gradient_norm → {player}"] = torch.stack([norm.float() for norm in norms]).norm()
-        _move(game, progress, moved, state, _length(batch) * replicas)
+                    observed[f"gradient_norm → {player}"] = torch.stack([whole(norm).float() for norm in norms]).norm()
+        _move(game, progress, moved, state, _length(batch) * peers.count)
     return values | observed
+
+
+def _moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What the optimizer moves. It holds the list; a walk through the network would cost more than some kernels."""
+    return [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]
 
 
 def _scalar(term: Term, state: State) -> Tensor:
@@ -516,7 +558,22 @@ def _backward(
     rows = _joined(rows, losses, weights)
     for k, (row, players) in enumerate(rows, 1):
         total = sum_of_products([(coefficient * scales[name], losses[name]) for name, coefficient in row])
-        total.backward(inputs=[w for player in players for w in weights[player]], retain_graph=k < len(rows))
+        learning = [w for player in players for w in weights[player]]
+        if any(map(is_divided, learning)):
+            # The graph's leaves are the gathered weights. `Shard` sees to it that nobody else can learn.
+            total.backward()
+        else:
+            total.backward(inputs=learning, retain_graph=k < len(rows))
+
+
+def is_divided(x: Tensor) -> bool:
+    """Whether each process holds a part of it (a DTensor)."""
+    return hasattr(x, "full_tensor")
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole of a tensor that is divided among processes, all of which must ask for it; any other as it is."""
+    return x.full_tensor() if is_divided(x) else x  # type: ignore[attr-defined]
 
 
 def _joined(

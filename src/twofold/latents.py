@@ -252,10 +252,19 @@ def perplexity(indices: Tensor, codes: int) -> Tensor:
     """
     if indices.numel() == 0 or codes < 1:
         raise InputError(f"perplexity of {indices.numel()} indices into {codes} codes; give at least 1 of each")
+    return perplexity_of_counts(code_counts(indices, codes))
+
+
+def code_counts(indices: Tensor, codes: int) -> Tensor:
+    """How often each of `codes` codes stands among the indices (…,): (codes,) int64."""
     flat = indices.flatten()
     # Not bincount: its length depends on the data, for which the host would have to wait.
-    counts = torch.zeros(codes, dtype=torch.int64, device=flat.device).scatter_add(0, flat, torch.ones_like(flat))
-    return torch.special.entr(counts / flat.numel()).sum().exp()
+    return torch.zeros(codes, dtype=torch.int64, device=flat.device).scatter_add(0, flat, torch.ones_like(flat))
+
+
+def perplexity_of_counts(counts: Tensor) -> Tensor:
+    """exp(entropy) of how often each code is used, counts (codes,), a scalar."""
+    return torch.special.entr(counts / counts.sum()).sum().exp()
 
 
 def gumbel_softmax_sample(

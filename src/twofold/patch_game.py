@@ -61,7 +61,9 @@ class PatchGame:
         """The discriminator's logits of both, {"real_logits", "rec_logits"}, in one call where its norm allows; notes
         the error."""
         error = l1(x_rec, x).mean() / self.spec.size
-        _memory(state).note(error, examples=len(x), on=state.examples >= self.begin)
+        state.peers.average([error])
+        examples = len(x) * state.peers.count
+        _memory(state).note(error, examples=examples, on=state.examples >= self.begin)
         real_logits, rec_logits = call_together(state.nets["discriminator"], x, x_rec)
         return {"real_logits": real_logits, "rec_logits": rec_logits}
 

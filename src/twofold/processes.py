@@ -3,10 +3,12 @@
 Launched by torchrun or `accelerate launch`, which say in environment variables who each process is. What one process
 would compute on the whole batch, the processes compute together:
 
-- gradients of a play are averaged over the processes before the move (`Processes.reduce`);
+- gradients of a play are averaged over the processes before the move (`Processes.average`);
 - noise is drawn for the whole batch, with the same generator everywhere, and each process takes the rows of its share
   (`Processes.noise`);
 - BatchNorm normalises by the whole batch (`synchronise`);
+- what lives in a game's memory (moving averages of codes, pools of images) is computed from the whole batch in each
+  process, with equal random choices, so that its copies stay equal (`total`, `gathered`, `draw_rows`);
 - what decides on the host (a gate, a stop request, a loss that is not finite) is decided together.
 
 Only the main process writes. Losses that are no mean over examples (MMD, batch statistics of codes, permutations) see
@@ -29,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from twofold.errors import InputError
+from twofold.game import Peers
 
 _Result = TypeVar("_Result")
 TIMEOUT = timedelta(minutes=30)
@@ -36,7 +39,7 @@ TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Peers):
     """Who this process is among those that train together; alone by default."""
 
     rank: int = 0
@@ -51,17 +54,38 @@ class Processes:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def reduce(self, tensors: list[Tensor]) -> None:
+    def average(self, tensors: list[Tensor]) -> None:
         """Average the tensors over the processes, in place, in one message for each dtype."""
+        if self.count > 1:
+            _all_sum(tensors, divided_by=self.count)
+
+    def total(self, tensors: list[Tensor]) -> None:
+        """Sum the tensors over the processes, in place, in one message for each dtype."""
+        if self.count > 1:
+            _all_sum(tensors)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the whole batch, as plain numbers."""
+        x = x.detach().contiguous()
         if self.count == 1:
-            return
-        for dtype in sorted({t.dtype for t in tensors}, key=str):
-            own = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in own])
-            dist.all_reduce(flat)
-            flat /= self.count
-            for tensor, part in zip(own, flat.split([t.numel() for t in own]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.count)]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    def draw_rows(self, x: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+        """n rows drawn from those of all processes: the draws of one process that has them all, and a message of n
+        rows, not of all."""
+        if self.count == 1:
+            return super().draw_rows(x, n, generator=generator)
+        # With a copy of the generator: inside `noise` its own draws are cut to rows of the batch.
+        same = generator.clone_state()
+        where = torch.randint(len(x) * self.count, (n,), generator=same, device=x.device)
+        generator.set_state(same.get_state())
+        here = where // len(x) == self.rank
+        drawn = torch.where(here.view(-1, *[1] * (x.dim() - 1)), x[where % len(x)], 0)
+        self.total([drawn])
+        return drawn
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process."""
@@ -121,6 +145,18 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+@torch.no_grad()
+def _all_sum(tensors: list[Tensor], divided_by: int = 1) -> None:
+    for dtype in sorted({t.dtype for t in tensors}, key=str):
+        own = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in own])
+        dist.all_reduce(flat)
+        if divided_by != 1:
+            flat /= divided_by
+        for tensor, part in zip(own, flat.split([t.numel() for t in own]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def launched_count() -> int:

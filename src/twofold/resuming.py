@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from twofold.errors import InputError
 from twofold.game import Game, Progress
+from twofold.sharding import divided
 
 
 def saved_stage(state: Mapping[str, Any], stages: int) -> int:
@@ -43,7 +44,7 @@ def restore_progress(game: Game, progress: Progress, counts: Any, changing: Any)
         raise _unfit(f"its optimizers are not those of {', '.join(progress.optimizers)}")
     for name, optimizer in progress.optimizers.items():
         _check_optimizer(name, optimizers[name], optimizer, game)
-        optimizer.load_state_dict(optimizers[name])
+        optimizer.load_state_dict(divided(optimizers[name], optimizer))
     if not isinstance(first_bad, Mapping) or set(first_bad) != set(progress.first_bad):
         raise _unfit("its record of non-finite steps is of other phases")
     for name, own in progress.first_bad.items():

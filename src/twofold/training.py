@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
-from twofold.data import Batches, Data, Split, from_model, is_built_in, load, ordered, to_model
+from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
 from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
@@ -37,6 +37,8 @@ from twofold.processes import ALONE, Processes, joined, synchronise
 from twofold.recipe import Recipe, optimizer_text
 from twofold.resuming import restore_progress, restore_random, saved_seconds, saved_stage
 from twofold.run import Run, flatten_state, unflatten_state
+from twofold.sharding import Shard, together
+from twofold.sharding import check as check_shard
 from twofold.spec import Spec
 
 PICTURES = 9
@@ -91,6 +93,8 @@ class Settings:
     batch_size: int = 64
     seed: int = 0
     precision: str = "float32"
+    fused: bool = False
+    """One kernel for each whole update by Adam or AdamW: faster, equal up to rounding."""
     flip: bool = False
     """Mirror images at random."""
     crop: int = 0
@@ -137,6 +141,8 @@ class Plan:
     settings: Settings
     device: torch.device
     processes: Processes = ALONE
+    shard: bool = False
+    """Whether a network that learns alone in its stage is divided among the processes."""
 
     @property
     def lengths(self) -> list[int]:
@@ -169,6 +175,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     precision: str = "float32",
+    fused: bool = False,
     flip: bool = False,
     crop: int = 0,
     accumulate: int = 1,
@@ -176,6 +183,7 @@ def train(
     stop_on: str | None = None,
     keep_best: str | None = None,
     resume: bool = False,
+    shard: bool = False,
     tensorboard: bool = False,
     data_options: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
@@ -190,6 +198,8 @@ def train(
         device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU if there is one.
         resume: continue the run in `out` bit for bit, or start it if it has not begun. Only `examples`, `stop_on` and
             `keep_best` may change.
+        shard: divide weights, gradients and optimizer state of a network that learns alone in its stage among the
+            processes (FSDP). Neither the result nor the checkpoints depend on it.
         tensorboard: also write TensorBoard events into the run directory.
         data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`, `classes`; see
             `twofold.data.load`.
@@ -205,7 +215,9 @@ def train(
     >>> model.sample(2, seed=0).shape
     (2, 8, 8)
     """
-    settings = Settings(examples, batch_size, seed, precision, flip, crop, accumulate, on_nonfinite, stop_on, keep_best)
+    settings = Settings(
+        examples, batch_size, seed, precision, fused, flip, crop, accumulate, on_nonfinite, stop_on, keep_best
+    )
     with joined(device) as processes:
         plan = prepare(
             name,
@@ -214,6 +226,7 @@ def train(
             device=device,
             data_options=data_options,
             processes=processes,
+            shard=shard,
             **options,
         )
         # Refused before anything is written: a batch larger than the data, a tracker that is not there.
@@ -242,6 +255,7 @@ def prepare(
     device: str | None = None,
     data_options: Mapping[str, Any] | None = None,
     processes: Processes = ALONE,
+    shard: bool = False,
     **options: Any,
 ) -> Plan:
     """Everything `train` decides before it writes: data read, networks built on the device from the seed."""
@@ -252,8 +266,10 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config, recipe = recipes.build(name, loaded.spec, options)
+    if shard:
+        check_shard(recipe.stages, processes)
     if processes.count > 1:
-        _refuse_unshared(recipe, settings, processes)
+        _refuse_uneven(recipe, settings, processes)
         synchronise(recipe.nets)
     recipe.nets.to(where)
     record = {
@@ -265,14 +281,19 @@ def prepare(
         "fingerprint": loaded.fingerprint,
         "notes": list(loaded.notes),
     }
-    return Plan(name, config, recipe, loaded, record, settings, where, processes)
+    return Plan(name, config, recipe, loaded, record, settings, where, processes, shard)
 
 
-def _refuse_unshared(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+def _refuse_uneven(recipe: Recipe, settings: Settings, processes: Processes) -> None:
+    """What several processes cannot compute together: BatchNorm over calls whose lengths differ between them, and a
+    batch that has no equal shares."""
     for stage in recipe.stages:
-        if stage.game.memory:
-            memory = ", ".join(stage.game.memory)
-            raise InputError(f"this recipe keeps state of its batches ({memory}), which several processes do not share")
+        pools = [name for name, memory in stage.game.memory.items() if getattr(memory, "uneven", False)]
+        if pools and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in stage.game.nets.modules()):
+            raise InputError(
+                f"several processes cannot share BatchNorm beside a pool of images ({', '.join(pools)}), which each of "
+                "them shows another number of; use another norm or pool 0"
+            )
     if settings.batch_size % (processes.count * settings.accumulate):
         raise InputError(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.count} processes in "
@@ -345,7 +366,7 @@ def _held(plan: Plan, out: str | Path | None, resume: bool) -> Iterator[Run]:
 
 def _path_from(run: Path, source: str | None) -> str | None:
     """The way from the run directory to the data, by which another folder's process finds it, or None: built in."""
-    if source is None or is_built_in(source):
+    if source is None or is_name(source):
         return None
     try:
         return os.path.relpath(os.path.realpath(os.path.expanduser(source)), os.path.realpath(run))
@@ -371,7 +392,7 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise InputError(f"this run trains {old.get('recipe')}, not {new['recipe']}; use another --out")
     for part in ("config", "train"):
         for key, value in new[part].items():
-            before = old[part].get(key)
+            before = old[part].get(key, False if key == "fused" else None)  # older records do not name it
             if before != value and not (part == "train" and key in MAY_CHANGE):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
     if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
@@ -485,6 +506,7 @@ class _Session:
         self.batches = batches(plan)
         self.averages = nn.ModuleDict()  # of every stage begun so far
         self.stage = 0
+        self.shard: Shard | None = None  # of the stage at hand
         self.progress: Progress | None = None
         self.seconds = 0.0  # of training, in all sessions of the run
         self.tensorboard = writer(str(run.path / "tensorboard")) if writer else None
@@ -512,13 +534,34 @@ class _Session:
         for k in range(self.stage, len(self.plan.recipe.stages)):
             if k > self.stage:
                 self._enter(k)
-            self._play_stage(self.plan.recipe.stages[k])
+            self._play_stage(self._playing)
+        self._unshard()
         self._finish()
 
     def _enter(self, stage: int) -> None:
+        self._unshard()
         self.stage = stage
-        self.progress = begin(self.plan.recipe.stages[stage].game, seed=self.plan.settings.seed + stage)
+        plan, settings = self.plan, self.plan.settings
+        self.shard = Shard.of(plan.recipe.stages[stage], plan.processes, plan.device) if plan.shard else None
+        self.progress = begin(self._playing.game, seed=settings.seed + stage, fused=settings.fused)
         self.averages.update(dict(self.progress.averages))
+
+    def _unshard(self) -> None:
+        """Give the recipe's networks their numbers, in every process."""
+        if self.shard is not None:
+            self.shard.fill(here=True)
+            self.shard = None
+
+    @property
+    def _playing(self) -> Stage:
+        """The stage at hand, sharded or not."""
+        return self.plan.recipe.stages[self.stage] if self.shard is None else self.shard.stage
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """In the main process the recipe's networks have their numbers; all processes must take part."""
+        with nullcontext() if self.shard is None else self.shard.filled(here=self.plan.processes.main):
+            yield
 
     def _play_stage(self, stage: Stage) -> None:
         assert self.progress is not None
@@ -545,8 +588,7 @@ class _Session:
                     draw,
                     accumulate=settings.accumulate,
                     on_nonfinite=settings.on_nonfinite,
-                    reduce=processes.reduce if processes.count > 1 else None,
-                    replicas=processes.count,
+                    peers=processes,
                     loss_scale=self.loss_scale.value,
                     observe=look,
                 )
@@ -687,19 +729,29 @@ class _Session:
         """
         if self.plan.settings.keep_best is None:
             return
+        best = self.plan.processes.from_main(self._new_best)
+        if best is None:
+            return
+        if not saved:
+            self._save()
+        if self.plan.processes.main:
+            self.run.mark_best(self.examples, *best)
+
+    def _new_best(self) -> tuple[str, float] | None:
+        """The quantity that decides which checkpoint is best, and its mean since the last picture, if it is the best so
+        far."""
+        assert self.plan.settings.keep_best is not None
         way, _, metric = self.plan.settings.keep_best.partition(":")
         readings = self.readings.pop(metric, [])
         value = sum(readings) / len(readings) if readings else math.nan
         if not math.isfinite(value):
-            return
+            return None
         best = self.run.best()
         if best is not None and best.get("metric") == metric:
             before = best.get("value")
             if isinstance(before, int | float) and (value <= before if way == "max" else value >= before):
-                return
-        if not saved:
-            self._save()
-        self.run.mark_best(self.examples, metric, value)
+                return None
+        return metric, value
 
     def model(self) -> Model:
         """The model as it stands, averages in place of the networks that have one."""
@@ -708,10 +760,13 @@ class _Session:
 
     def _pictures(self) -> None:
         """Pictures of this point of the run, and the test bound where there is one."""
+        with self._whole():
+            if self.plan.processes.main:
+                self._draw()
+
+    def _draw(self) -> None:
         from twofold.pictures import png_bytes, reconstruction_grid, samples_picture
 
-        if not self.plan.processes.main:
-            return
         model, spec = self.model(), self.plan.recipe.spec
         held_out = self.plan.data.test or self.plan.data.train
         few = to_model(held_out.x[torch.arange(min(len(held_out), 1024))], spec)
@@ -791,7 +846,7 @@ class _Session:
         assert self.progress is not None
         progress = self.progress
         changing = {
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in progress.optimizers.items()},
+            "optimizers": together({name: one.state_dict() for name, one in progress.optimizers.items()}),
             "generator": progress.generator.get_state(),
             "first_bad": dict(progress.first_bad),
             "random": torch.get_rng_state(),
@@ -806,6 +861,10 @@ class _Session:
             "loss_scale": {"value": self.loss_scale.value, "good": self.loss_scale.good},
             "training": record,
         }
+        with self._whole():
+            self._write_checkpoint(tensors, state)
+
+    def _write_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         weights = self.plan.recipe.nets.state_dict()
         if bad := next((name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()), None):
             raise TrainingError(f"{bad} holds values that are not finite; {self.run.path} keeps its last checkpoint")
@@ -836,8 +895,7 @@ class _Session:
         assert self.progress is not None
         restore(self.averages, saved.tensors.get("averages", {}), "averages")
         changing = unflatten_state(saved.tensors.get("training", {}), saved.state.get("training"))
-        game = self.plan.recipe.stages[self.stage].game
-        restore_progress(game, self.progress, saved.state.get("progress"), changing)
+        restore_progress(self._playing.game, self.progress, saved.state.get("progress"), changing)
         restore_random(torch.set_rng_state, changing.get("random"))
         if self.plan.device.type == "cuda" and changing.get("device_random") is not None:
             restore_random(partial(torch.cuda.set_rng_state, device=self.plan.device), changing["device_random"])
@@ -863,10 +921,10 @@ class _Session:
     def _finish(self) -> None:
         from twofold.report import write_report
 
-        if not self.plan.processes.main:
-            return
         self._pictures()
         self._keep_best(saved=True)
+        if not self.plan.processes.main:
+            return
         self._curves()
         self.run.write_json("health.json", self.monitor.to_json())
         write_report(
@@ -927,7 +985,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
         for k, stage in enumerate(stages):
             start, going_on = sum(plan.lengths[:k]), progress is not None
             if progress is None or k:
-                progress = begin(stage.game, seed=settings.seed + k)
+                progress = begin(stage.game, seed=settings.seed + k, fused=settings.fused)
             averages.update(dict(progress.averages))
             draw = _drawing(plan, stream, stage, progress, start, None)
             until = plan.lengths[k] + (progress.examples if going_on else 0)
@@ -978,7 +1036,7 @@ def command(plan: Plan, out: Path, *, private: bool = False) -> str:
     """
     shown = _public if private else str
     source = plan.data_record["source"]
-    data = source if source is None or is_built_in(source) else shown(Path(source))
+    data = source if source is None or is_name(source) else shown(Path(source))
     words = ["twofold", "train", plan.name, "--data", data or "YOUR_DATA", "--out", shown(out)]
     defaults = {**asdict(recipes.default_config(recipes.find(plan.name))), **asdict(Settings())}
     always = ("examples", "batch_size", "seed")
@@ -1029,7 +1087,7 @@ def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
     stream, settings = batches(plan), plan.settings
     game = plan.recipe.stages[0].game
     with _own_randomness(plan):
-        progress = begin(game, seed=settings.seed)
+        progress = begin(game, seed=settings.seed, fused=settings.fused)
 
         def play() -> None:
             with autocast(plan.device, settings.precision):

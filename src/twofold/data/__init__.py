@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from twofold.data.catalogue import Source, is_built_in, sources
+from twofold.data.catalogue import Source, is_built_in, is_name, sources
 
 if TYPE_CHECKING:
     from twofold.data.arrays import raw
@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "from_model",
     "is_built_in",
+    "is_name",
     "keep_classes",
     "load",
     "ordered",

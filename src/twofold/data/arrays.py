@@ -50,6 +50,8 @@ class Options:
     """Names of the two sides, input and target: subfolders, or keys of an .npz."""
     side_by_side: bool = False
     unpaired: bool = False
+    column: str | None = None
+    """The column of a hub data set that holds the examples."""
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `InputError` if any of the named options was given."""
@@ -105,7 +107,8 @@ class Mapped:
 
     array: np.ndarray
     reading: Reading
-    path: Path
+    paths: tuple[Path, ...]
+    """The files that hold it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,8 +125,8 @@ class Mapped:
         return self.reading(self.array[indices.numpy()])
 
     def identity(self) -> bytes:
-        status = self.path.stat()
-        return f"{self.path.name} {status.st_size} {status.st_mtime_ns}".encode()
+        seen = [(path.name, path.stat()) for path in self.paths]
+        return "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in seen).encode()
 
 
 def data_from_arrays(
@@ -135,14 +138,14 @@ def data_from_arrays(
     *,
     options: Options,
     notes: Sequence[str] = (),
-    path: Path | None = None,
+    path: Path | tuple[Path, ...] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Data:
     """`Data` from arrays or tensors, (examples, …), with labels or without.
 
-    Where `x_test` is None a part is held out as `options` say. With `path`, `x` is that file memory-mapped, and stays
-    on disk. `value_range` is the range of a format that states one. Raises `InputError` for everything that cannot be
-    used: see `load`.
+    Where `x_test` is None a part is held out as `options` say. With `path`, `x` is that file, or those files,
+    memory-mapped, and stays on disk, and so does `x_test`. `value_range` is the range of a format that states one.
+    Raises `InputError` for everything that cannot be used: see `load`.
     """
     notes = list(notes)
     if options.labels is not None:
@@ -152,8 +155,12 @@ def data_from_arrays(
         notes.append(f"{array.dtype.name} values are kept as {_WIDER[array.dtype.name]}")
     reading = _reading(array, is_tensor, name, options, value_range, notes)
     _check_values(array, reading, name)
-    examples: Tensor | Examples = reading(array) if path is None else Mapped(array, reading, path)
-    train, test = Split(examples), None
+    paths = path if isinstance(path, tuple) else () if path is None else (path,)
+
+    def examples(stored: np.ndarray) -> Tensor | Examples:
+        return Mapped(stored, reading, paths) if paths else reading(stored)
+
+    train, test = Split(examples(array)), None
     if x_test is not None:
         test_array, _ = _as_array(x_test, f"{name} (test)")
         if test_array.shape[1:] != array.shape[1:] or test_array.dtype != array.dtype:
@@ -162,7 +169,7 @@ def data_from_arrays(
                 f"{test_array.dtype} {test_array.shape[1:]}; give both in the same form"
             )
         _check_values(test_array, reading, f"{name} (test)")
-        test = Split(reading(test_array))
+        test = Split(examples(test_array))
     train, test, classes, names = _labelled(train, test, y, y_test, name)
     if test is None:
         train, test = split_by(train, options)

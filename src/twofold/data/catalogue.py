@@ -23,6 +23,9 @@ class Source:
     """Of pairs: the input's shape; `shape` is the target's."""
 
 
+HUB = "hub:"
+"""What stands before the name of a set of the Hugging Face hub."""
+
 _SOURCES = (
     Source("digits", "handwritten digits, grey levels 0 to 16, labelled (scikit-learn)", "image", (1, 8, 8), 1797),
     Source("color-digits", "the digits, each tinted with a random hue; label and hue known", "image", (3, 8, 8), 1797),
@@ -51,6 +54,11 @@ def sources() -> list[Source]:
     ['digits', 'color-digits']
     """
     return list(_SOURCES)
+
+
+def is_name(source: str) -> bool:
+    """Whether `load` takes this for a name, of a built-in source or of a set of the hub, and not for a path."""
+    return is_built_in(source) or source.startswith(HUB)
 
 
 def is_built_in(source: str) -> bool:

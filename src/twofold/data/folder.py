@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -66,19 +66,26 @@ class Pictures:
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         paths = [self.paths[i] for i in indices.tolist()]
-        pictures = torch.empty((len(paths), *self.format.shape), dtype=self.dtype)
-
-        def fill(i: int) -> None:
-            try:
-                pictures[i] = torch.from_numpy(decode(paths[i], self.format))
-            except Unreadable as error:
-                raise InputError(f"{paths[i]}: {error}; remove the file") from None
-
-        _in_threads(fill, range(len(paths)))
-        return pictures
+        return decoded(paths, [f"{path}" for path in paths], self.format, what="file")
 
     def identity(self) -> bytes:
         return self.digest
+
+
+def decoded(files: Sequence[Path | BinaryIO], names: Sequence[str], pixel_format: PixelFormat, *, what: str) -> Tensor:
+    """The pictures' raw values, (pictures, channels, height, width). Raises `InputError` with the name of a `what`
+    that cannot be decoded."""
+    dtype = torch.int32 if pixel_format.sixteen_bit else torch.uint8
+    pictures = torch.empty((len(files), *pixel_format.shape), dtype=dtype)
+
+    def fill(i: int) -> None:
+        try:
+            pictures[i] = torch.from_numpy(decode(files[i], pixel_format))
+        except Unreadable as error:
+            raise InputError(f"{names[i]}: {error}; remove the {what}") from None
+
+    _in_threads(fill, range(len(files)))
+    return pictures
 
 
 def load_folder(root: Path, options: Options) -> Data:
@@ -263,7 +270,7 @@ def inspected(found: list[Found], root: Path, options: Options, notes: list[str]
 
     results = _in_threads(look, found)
     bad = {f.name: str(r) for f, r in zip(found, results, strict=True) if isinstance(r, Unreadable)}
-    _report_bad(bad, len(found), root, options, notes)
+    report_bad(bad, len(found), root, options, notes)
     return [replace(f, seen=r) for f, r in zip(found, results, strict=True) if isinstance(r, Seen)]
 
 
@@ -273,7 +280,8 @@ def _split_again(good: list[Found], train: int, has_test: bool, root: Path) -> t
     return good[:train], good[train:] if has_test else None
 
 
-def _report_bad(bad: dict[str, str], total: int, root: Path, options: Options, notes: list[str]) -> None:
+def report_bad(bad: dict[str, str], total: int, root: Path, options: Options, notes: list[str]) -> None:
+    """Note the pictures that are left out, {name: reason}; raise `InputError` if `strict`, or if they are all."""
     if not bad:
         return
     name, reason = next(iter(bad.items()))
@@ -344,7 +352,7 @@ def _decoded(
 
     reasons = _in_threads(fill, range(len(everything)))
     bad = {f.name: reason for f, reason in zip(everything, reasons, strict=True) if reason is not None}
-    _report_bad(bad, len(everything), root, options, notes)
+    report_bad(bad, len(everything), root, options, notes)
     if bad:
         good = [i for i, reason in enumerate(reasons) if reason is None]
         kept_train = sum(i < len(train) for i in good)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twofold.data.arrays import Options, data_from_arrays
-from twofold.data.catalogue import is_built_in, sources
+from twofold.data.catalogue import HUB, is_built_in, sources
 from twofold.data.classes import keep_classes
 from twofold.data.pairs import arranged, load_pair_folders, load_side_by_side
 from twofold.data.split import MEMORY_LIMIT_BYTES, Data
@@ -21,7 +21,7 @@ from twofold.errors import InputError, unknown
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
-_READ = "a folder of images, .npz, .npy, idx or .csv"
+_READ = "a folder of images, .npz, .npy, idx, .csv, .parquet or .arrow"
 
 
 def load(
@@ -41,19 +41,23 @@ def load(
     side_by_side: bool = False,
     unpaired: bool = False,
     swap: bool = False,
+    column: str | None = None,
 ) -> Data:
     """Any source of images or vectors.
 
-    `source` is the name of a built-in (`sources()`), the path of a folder of images, of an .npz, .npy, .csv or idx
-    file or of a folder of idx files, an array or tensor, a pair (x, y) of them, or a map-style torch `Dataset`. `Data`
-    is given back as it is. A built-in's name goes before a path; write `./digits` for a folder of that name.
+    `source` is the name of a built-in (`sources()`); the path of a folder of images, of an .npz, .npy, .csv, .parquet,
+    .arrow or idx file, of a folder of idx, parquet or arrow files, or of what the `datasets` library saved to disk;
+    `hub:NAME` of a set of the Hugging Face hub; an array or tensor, a pair (x, y) of them, or a map-style torch
+    `Dataset`. `Data` is given back as it is. A built-in's name goes before a path; write `./digits` for a folder of
+    that name.
 
     size: pixels, one number or (height, width): pictures are resized to cover it and their centre is kept.
     channels: 1 (grey), 3 (RGB) or 4 (RGB with opacity): pictures are converted.
     value_range: the values that are black and white in arrays of images. Default: [0, 1] for floats, the whole range
         of 8- and 16-bit numbers; other whole numbers have none and need it.
+    column: of a hub set or parquet file, the one that holds the examples; found where only one can be meant.
     labels: one label per example: an array, the path of a .npy, .txt or .csv file, a key of the .npz file, or a column
-        of the CSV file.
+        of the CSV file or of the hub set.
     strict: refuse a folder with unreadable images instead of leaving those out.
     holdout: fraction of the examples kept as the test split where the source has none of its own; 0 for no test split.
     classes: keep the examples of these classes only, by number or name; the others are in neither split.
@@ -81,6 +85,7 @@ def load(
         pairs=_sides(pairs),
         side_by_side=side_by_side,
         unpaired=unpaired,
+        column=column,
     )
     _check_split(holdout, seed)
     if pairs is not None and side_by_side:
@@ -89,6 +94,8 @@ def load(
     if data.spec.input is None and (pairs is not None or side_by_side):
         word = "pairs" if pairs is not None else "side_by_side"
         raise InputError(f"{word} cannot be used here: {data.name} is no folder of images and no .npz file")
+    if column is not None and not _has_columns(source):
+        raise InputError(f"column cannot be used here: {data.name} is no set of the hub and no parquet or arrow file")
     data = arranged(data, unpaired=unpaired, swap=swap)
     return data if classes is None else keep_classes(data, classes)
 
@@ -119,10 +126,25 @@ def _named(source: str, options: Options) -> Data:
     built_in = _built_in(source)
     if built_in is not None:
         return built_in(options)
+    if source.startswith(HUB):
+        from twofold.data.hub import load_hub
+
+        return load_hub(source, options)
     if source and os.path.exists(path := os.path.expanduser(source)):
         return _from_path(Path(path), options)
     error = unknown("data source", source, [known.name for known in sources()])
     raise InputError(f"{error}; and there is no file or folder of that name")
+
+
+def _has_columns(source: Any) -> bool:
+    if isinstance(source, str) and source.startswith(HUB):
+        return True
+    if not isinstance(source, str | Path) or (isinstance(source, str) and is_built_in(source)):
+        return False
+    from twofold.data.hub import SUFFIXES, is_saved
+
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() in SUFFIXES or (path.is_dir() and is_saved(path))
 
 
 def _built_in(name: str) -> Callable[[Options], Data] | None:
@@ -155,6 +177,7 @@ def _from_path(path: Path, options: Options) -> Data:
 
 def _from_folder(path: Path, options: Options) -> Data:
     from twofold.data.folder import load_folder
+    from twofold.data.hub import is_saved, load_hub
     from twofold.data.idx import load_idx_folder
 
     if not any(path.iterdir()):
@@ -163,11 +186,13 @@ def _from_folder(path: Path, options: Options) -> Data:
         return load_pair_folders(path, options)
     if options.side_by_side:
         return load_side_by_side(path, options)
+    if is_saved(path):
+        return load_hub(path, options)
     return load_idx_folder(path, options) or load_folder(path, options)
 
 
 def _from_file(path: Path, options: Options) -> Data:
-    from twofold.data import idx, numpy_files, table
+    from twofold.data import hub, idx, numpy_files, table
     from twofold.data.folder import EXTENSIONS
 
     suffix = path.suffix.lower()
@@ -177,6 +202,8 @@ def _from_file(path: Path, options: Options) -> Data:
         return numpy_files.load_npy(path, options)
     if suffix in (".csv", ".tsv"):
         return table.load_table(path, options)
+    if suffix in hub.SUFFIXES:
+        return hub.load_hub(path, options)
     if idx.is_idx(path):
         return idx.load_idx(path, options)
     if suffix in _ARCHIVES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class PixelFormat:
         return self.channels, self.height, self.width
 
 
-def inspect(path: Path) -> Seen:
+def inspect(path: Path | BinaryIO) -> Seen:
     """What the header says; the pixels are not decoded. Raises `Unreadable`."""
     with _opened(path) as image:
         try:
@@ -81,7 +81,7 @@ def inspect(path: Path) -> Seen:
             raise Unreadable(_reason(error)) from None
 
 
-def decode(path: Path, pixel_format: PixelFormat) -> np.ndarray:
+def decode(path: Path | BinaryIO, pixel_format: PixelFormat) -> np.ndarray:
     """The pixels, (channels, height, width) uint8, or int32 for 16 bits. Raises `Unreadable`."""
     with _opened(path) as image:
         try:
@@ -95,7 +95,7 @@ def decode(path: Path, pixel_format: PixelFormat) -> np.ndarray:
     return pixels
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path | BinaryIO) -> Any:
     from PIL import Image
 
     try:

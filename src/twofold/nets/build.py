@@ -36,17 +36,24 @@ class Discriminator(nn.Module):
         return self.net.blocks
 
     def forward(
-        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None
+        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (batch,), any real values; with a `layer`, what `forward_with_features` returns."""
+        """Logits (batch,), any real values; with a `layer`, what `forward_with_features` returns, and if it is to
+        `stop` there, what `features` does."""
         if layer is None:
             return self.net(x, y).squeeze(1)
+        if stop:
+            return self.net(x, y, layer=layer, stop=True)
         output, features = self.net(x, y, layer=layer)
         return output.squeeze(1), features
 
     def forward_with_features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> tuple[Tensor, Tensor]:
         """Logits (batch,) and the features (batch, …) of hidden block `layer`, as in the network inside."""
         return self(x, y, layer=layer)
+
+    def features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> Tensor:
+        """The features of `forward_with_features` alone, without what comes after them."""
+        return self(x, y, layer=layer, stop=True)
 
 
 class MLPDecoder(nn.Module):

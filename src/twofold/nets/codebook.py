@@ -43,7 +43,8 @@ class AveragedCodebook(nn.Module):
         e_i = m_i / N'_i,   N'_i = N · (N_i + epsilon) / (N + codes · epsilon),   N = Σ_i N_i
 
     where the second line is Laplace smoothing: no code divides by zero. Holds no parameters: keep it in a game's
-    memory, and call `update` in the rollout after the codes were used.
+    memory, and call `update` in the rollout after the codes were used. Of several processes each gives its vectors to
+    `sums_of`, and all update from the totals.
 
     The averages start at 0 and are not corrected for that, as the quotient does not need it; until a code is chosen for
     the first time it keeps its start.
@@ -65,12 +66,14 @@ class AveragedCodebook(nn.Module):
         return nn.functional.embedding(indices, self.weight)
 
     @torch.no_grad()
-    def update(self, z: Tensor, indices: Tensor) -> None:
-        """Take in vectors z (n, latent) and the codes they chose, indices (n,)."""
-        z = z.to(self.sums.dtype)
-        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(z[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, z)
-        self.counts.lerp_(counts, 1 - self.decay)
+    def sums_of(self, z: Tensor, indices: Tensor) -> Tensor:
+        """s: the sum of the vectors z (n, latent) that chose each code, indices (n,), as (codes, latent)."""
+        return torch.zeros_like(self.sums).index_add_(0, indices, z.to(self.sums.dtype))
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, sums: Tensor) -> None:
+        """Take in a batch: how many vectors chose each code, (codes,), and their sums, (codes, latent)."""
+        self.counts.lerp_(counts.to(self.counts.dtype), 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         total = self.counts.sum()
         smoothed = total * (self.counts + self.epsilon) / (total + len(self.counts) * self.epsilon)
@@ -98,21 +101,18 @@ class CodeUsage(nn.Module):
         self.register_buffer("idle_examples", torch.zeros(whole("codes", codes), dtype=torch.int64))
 
     @torch.no_grad()
-    def restart(
-        self, codebook: Codebook | AveragedCodebook, z: Tensor, *, after: int, generator: torch.Generator
-    ) -> Tensor:
-        """Move the codes that nobody chose for `after` examples onto vectors drawn from z (n, latent). Returns how many
-        those are, a scalar."""
+    def restart(self, codebook: Codebook | AveragedCodebook, drawn: Tensor, *, after: int) -> Tensor:
+        """Move each code that nobody chose for `after` examples onto its vector of `drawn` (codes, latent). Returns how
+        many those are, a scalar."""
         dead = self.idle_examples >= after
-        drawn = z[torch.randint(len(z), (len(dead),), generator=generator, device=z.device)]
         codebook.replace(dead, drawn)
         self.idle_examples.masked_fill_(dead, 0)
-        return dead.sum().to(z.dtype)
+        return dead.sum().to(drawn.dtype)
 
     @torch.no_grad()
-    def note(self, indices: Tensor, *, examples: int) -> None:
-        """Note the codes (…,) that a batch of so many examples chose."""
-        self.idle_examples.add_(examples).index_fill_(0, indices.flatten(), 0)
+    def note(self, counts: Tensor, *, examples: int) -> None:
+        """Note how often a batch of so many examples chose each code, (codes,)."""
+        self.idle_examples.add_(examples).masked_fill_(counts > 0, 0)
 
     def share(self, within: int) -> Tensor:
         """The fraction of the codes that were chosen, or moved, within the last so many examples, a scalar."""

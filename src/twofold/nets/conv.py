@@ -103,9 +103,10 @@ class ConvEncoder(nn.Module):
         return len(self.layers)
 
     def forward(
-        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None
+        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """(batch, outputs); with a `layer`, what `forward_with_features` returns."""
+        """(batch, outputs); with a `layer`, what `forward_with_features` returns, and if it is to `stop` there, what
+        `features` does."""
         check_layer(layer, self.blocks)
         if x.shape[1:] != self.shape:
             raise InputError(
@@ -113,9 +114,15 @@ class ConvEncoder(nn.Module):
             )
         label = one_hot(y, self.classes, like=x)
         shift = None if label is None or self.label is None else self.label(label)[:, :, None, None]
-        h, features = through(self.layers, x, layer=layer, shift=shift)
+        h, features = through(self.layers[:layer] if stop else self.layers, x, layer=layer, shift=shift)
+        if stop and features is not None:
+            return features
         output = self.head(h.flatten(1))
         return output if features is None else (output, features)
+
+    def features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> Tensor:
+        """The features of `forward_with_features` alone, without what comes after them."""
+        return self(x, y, layer=layer, stop=True)
 
     def forward_with_features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> tuple[Tensor, Tensor]:
         """The output and, from the same pass, hidden block `layer`'s (1 … blocks) linear output before its

@@ -70,17 +70,25 @@ class MLP(nn.Module):
         return len(self.layers)
 
     def forward(
-        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None
+        self, x: Tensor, y: Tensor | None = None, *, layer: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """(batch, outputs); with a `layer`, what `forward_with_features` returns."""
+        """(batch, outputs); with a `layer`, what `forward_with_features` returns, and if it is to `stop` there, what
+        `features` does."""
         check_layer(layer, self.blocks)
         x = x.flatten(1)
         if x.shape[1] != self.inputs:
             raise InputError(f"the input has {x.shape[1]} values per example; this network takes {self.inputs}")
         label = one_hot(y, self.classes, like=x)
-        h, features = through(self.layers, x if label is None else torch.cat([x, label], dim=1), layer=layer)
+        layers = self.layers[:layer] if stop else self.layers
+        h, features = through(layers, x if label is None else torch.cat([x, label], dim=1), layer=layer)
+        if stop and features is not None:
+            return features
         output = self.head(h)
         return output if features is None else (output, features)
+
+    def features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> Tensor:
+        """The features of `forward_with_features` alone, without what comes after them."""
+        return self(x, y, layer=layer, stop=True)
 
     def forward_with_features(self, x: Tensor, y: Tensor | None = None, *, layer: int) -> tuple[Tensor, Tensor]:
         """The output and, from the same pass, hidden block `layer`'s (1 … blocks) linear output before its

@@ -38,15 +38,21 @@ class ImagePool(nn.Module):
     images: Tensor
     filled: Tensor
 
+    @property
+    def uneven(self) -> bool:
+        """Whether how many images a network sees in one call depends on what is shown."""
+        return self.size > 0
+
     def __init__(self, size: int, shape: Sequence[int]) -> None:
         super().__init__()
         self.size = whole("pool", size, least=0)
         self.register_buffer("images", torch.zeros(size, *shape))
         self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
 
-    def show(self, images: Tensor, *, seen: int, key: int) -> Shown:
+    def show(self, images: Tensor, *, seen: int, key: int, own: range | None = None) -> Shown:
         """Put `images` (batch, …) in and say what to show. `seen`: images of earlier calls; `key`: a number that
-        decides what is chosen at random."""
+        decides what is chosen at random. `own`: say it only of these images of the batch, counted from the first of
+        them; all go in."""
         images = images.detach()
         draw = random.Random(f"{key} {seen}")
         count = len(images)
@@ -61,16 +67,18 @@ class ImagePool(nn.Module):
             else:
                 new.append(k)
         stored = [k for k in new if seen + k < self.size]
+        own = range(count) if own is None else own
         past = None
         if exchanged:
             which, places = (torch.tensor(v, device=images.device) for v in zip(*exchanged, strict=True))
             there = self.filled[places].view(-1, *[1] * (images.dim() - 1))
             past = torch.where(there, self.images[places].to(images.dtype), images[which])
+            past = past[[j for j, (k, _) in enumerate(exchanged) if k in own]]
             self._put(places, images[which])
         if stored:
             places = torch.tensor([seen + k for k in stored], device=images.device)
             self._put(places, images[torch.tensor(stored, device=images.device)])
-        return Shown(new, past)
+        return Shown([k - own.start for k in new if k in own], None if past is None or not len(past) else past)
 
     def _put(self, places: Tensor, images: Tensor) -> None:
         self.images[places] = images.to(self.images.dtype)

@@ -191,7 +191,9 @@ def _judged(state: State, d: str, real: Tensor, fake: Tensor) -> dict[str, Tenso
     discriminator."""
     discriminator = state.nets[f"discriminator_{d}"]
     pool = cast(ImagePool, state.nets[f"pool_{d}"])
-    shown = pool.show(fake, seen=state.examples, key=state.generator.initial_seed())
+    whole = state.peers.gathered(fake)
+    own = state.peers.own(len(whole))
+    shown = pool.show(whole, seen=state.examples, key=state.generator.initial_seed(), own=own)
     if shown.past is None:
         logits = discriminator(fake)
         return {

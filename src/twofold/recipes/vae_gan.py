@@ -51,7 +51,6 @@ from twofold.latents import prior
 from twofold.nets.augment import POLICIES, augmentation, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator, build_encoder
 from twofold.nets.layers import Block, linear_block, norm_layer, through
-from twofold.nets.norm import call_together
 from twofold.recipe import Recipe, option, require
 from twofold.rollouts import (
     Generator,
@@ -167,21 +166,18 @@ def build(config: Config, spec: Spec) -> Recipe:
         out = posterior(state, config.conditional)
         x, y = out["x"], labels(state.batch, config.conditional)
         z_p = prior(len(x), config.latent, like=out["z"], generator=state.generator)
-        x_rec, x_fake = call_together(state.nets["decoder"], out["z"], z_p, ys=(y, y))
+        # One call each, whatever the norm: joined, a row's backward pass would carry the pictures of the others.
+        decode, judge = state.nets["decoder"], cast(Discriminator, state.nets["discriminator"])
+        x_rec, x_fake = decode(out["z"], y), decode(z_p, y)
         seen = augmentation(config.augment, x, generator=state.generator)
-        judge = partial(cast(Discriminator, state.nets["discriminator"]).forward_with_features, layer=layer)
-        (real, f_real), (rec, f_rec), (fake, _) = call_together(
-            state.nets["discriminator"], seen(x), seen(x_rec), seen(x_fake), ys=(y, y, y), method=judge
-        )
-        return out | {
-            "x_rec": x_rec,
-            "x_fake": x_fake,
-            "real_logits": real,
-            "rec_logits": rec,
-            "fake_logits": fake,
-            "real_features": f_real,
-            "rec_features": f_rec,
-        }
+        real, f_real = judge.forward_with_features(seen(x), y, layer=layer)
+        out |= {"x_rec": x_rec, "x_fake": x_fake, "real_logits": real, "real_features": f_real}
+        if config.see_reconstructions:
+            rec, f_rec = judge.forward_with_features(seen(x_rec), y, layer=layer)
+            out |= {"rec_logits": rec, "rec_features": f_rec}
+        else:
+            out |= {"rec_features": judge.features(seen(x_rec), y, layer=layer)}
+        return out | {"fake_logits": judge(seen(x_fake), y)}
 
     # L_GAN's two sides. Every expectation keeps its own coefficient of 1: with two kinds of fakes they count twice.
     def fakes(state: State) -> list[Tensor]:
@@ -294,6 +290,11 @@ class PaperDiscriminator(nn.Module):
         h, features = through(self.layers, x, layer=layer)
         assert features is not None
         return self.head(h).squeeze(1), features
+
+    def features(self, x: Tensor, y: None = None, *, layer: int) -> Tensor:
+        features = through(self.layers[:layer], x, layer=layer)[1]
+        assert features is not None
+        return features
 
 
 def paper_networks(config: Config, spec: Spec) -> tuple[nn.Module, Generator, PaperDiscriminator]:
