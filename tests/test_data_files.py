@@ -52,7 +52,7 @@ def test_unknown_names_offer_the_nearest(tmp_path, monkeypatch):
         ("a.csv.gz", "is an archive; unpack it"),
         ("a.pt", "pickled files are never loaded"),
         ("a.png", "a.png is one image; give the folder it is in"),
-        ("a.parquet", "cannot read .parquet; give a folder of images, .npz, .npy, idx or .csv"),
+        ("a.feather", "cannot read .feather; give a folder of images, .npz, .npy, idx, .csv"),
         ("plain", "cannot read a file without an extension"),
     ],
 )

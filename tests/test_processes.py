@@ -130,8 +130,15 @@ def together(tmp_path_factory) -> Path:
         for case, (name, more) in CASES.items()
     ]
     shorter = [(name, {**options, "examples": 48, "out": options["out"] + "-half"}) for name, options in jobs[:5:4]]
-    pooled = {"width": 4, "blocks": 1, "norm": "batch"}
-    refused = [("cyclegan", {**jobs[0][1], **pooled, "out": str(folder / "pooled")}), ("vae", jobs[0][1])]
+    pooled = {
+        "out": str(folder / "pooled"),
+        "device": "cpu",
+        "batch_size": 16,
+        "width": 4,
+        "blocks": 1,
+        "norm": "batch",
+    }
+    refused = [("cyclegan", pooled), ("vae", jobs[0][1])]
     uneven = [("vae", {**jobs[0][1], "out": str(folder / "uneven"), "batch_size": 15})]
     said = launch([*jobs, *shorter, *refused, *uneven])
     (folder / "said.json").write_text(json.dumps(said))

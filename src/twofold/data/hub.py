@@ -80,8 +80,9 @@ def _tables(source: str | Path, name: str) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise InputError(f"{name} needs the datasets library; pip install 'twofold[datasets]'") from None
-    shown = datasets.is_progress_bar_enabled()
+    shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
     try:
         if isinstance(source, str):
             words = source.removeprefix(HUB).split(":")
@@ -100,6 +101,7 @@ def _tables(source: str | Path, name: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{name} cannot be read by the datasets library ({reason})") from None
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()
     tables = dict(found) if isinstance(found, dict) else {"train": found}
