@@ -7,6 +7,7 @@ resuming and the share of each process stay functions of the position, which a s
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -80,9 +81,13 @@ def _tables(source: str | Path, name: str) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise InputError(f"{name} needs the datasets library; pip install 'twofold[datasets]'") from None
-    shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
+    # They log what they raise, and each attempt to reach a server.
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         if isinstance(source, str):
             words = source.removeprefix(HUB).split(":")
@@ -101,7 +106,8 @@ def _tables(source: str | Path, name: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{name} cannot be read by the datasets library ({reason})") from None
     finally:
-        datasets.logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
     tables = dict(found) if isinstance(found, dict) else {"train": found}
