@@ -36,7 +36,7 @@ from twofold.recipes import default_config, find
 SHARED: dict[str, Any] = {"width": 128, "depth": 3, "latent": 2, "norm": "layer", "norm_discriminator": "none"}
 MEMBERS: dict[str, dict[str, Any]] = {
     "vae": {"learning_rate": 1e-3, "kl_warmup_examples": 256_000},
-    "iwae": {"learning_rate": 1e-3},
+    "iwae": {"learning_rate": 1e-3, "kl_warmup_examples": 256_000},
     "gan": {"learning_rate": 5e-4},
     "wgan-gp": {"learning_rate": 5e-4, "penalty_weight": 0.1},
     "infogan": {"learning_rate": 5e-4},
