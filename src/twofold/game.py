@@ -435,7 +435,8 @@ def _play(
             with torch.no_grad():
                 measured = {name: measure(state) for name, measure in phase.measures.items()}
             for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions | measured).items():
-                values[name] = values[name] + weight * value if name in values else weight * value
+                share = value if weight == 1.0 else weight * value
+                values[name] = values[name] + share if name in values else share
         _note_nonfinite(progress, phase, terms, values)
         if peers.count > 1 or skip_nonfinite:
             gradients = {p: [w.grad for w in weights[p] if w.grad is not None] for p in sorted(moved)}
@@ -508,8 +509,7 @@ def _keeping_buffers(game: Game, certain: set[str], moved: set[str]) -> Iterator
         with torch.no_grad():
             for name, (buffers, before) in kept.items():
                 if name not in moved:
-                    for buffer, value in zip(buffers, before, strict=True):
-                        buffer.copy_(value)
+                    torch._foreach_copy_(buffers, before)
 
 
 Row = list[tuple[str, "float | Tensor"]]
@@ -659,16 +659,17 @@ def _ratio(own: Mapping[str, float | Tensor], other: Mapping[str, float | Tensor
 def _players_in_graph(loss: Tensor, owner: Mapping[int, str]) -> set[str]:
     """The players among whose parameters the loss's autograd graph ends."""
     found: set[str] = set()
-    seen, stack = set(), [loss.grad_fn]
+    stack: list[Any] = [loss.grad_fn]
+    seen = {None, *stack}
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = id(getattr(node, "variable", None))
-        if leaf in owner:
+        following = node.next_functions if node is not None else ()
+        if not following and (leaf := id(getattr(node, "variable", None))) in owner:
             found.add(owner[leaf])
-        stack.extend(parent for parent, _ in node.next_functions)
+        for parent, _ in following:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
     return found
 
 
@@ -684,6 +685,11 @@ def sum_of_products(pairs: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
 def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], values: Mapping[str, Tensor]) -> None:
     """Remember on the device, without waiting for it, the first step at which each term was not finite."""
     first_bad = progress.first_bad[phase.name]
+    if first_bad.device.type == "cpu":  # never behind, and a look costs less than a kernel
+        for k, term in enumerate(phase.terms):
+            if term.name in values and not math.isfinite(values[term.name].item()) and first_bad[k] < 0:
+                first_bad[k] = progress.step
+        return
     finite = torch.stack([values[term.name].float() for term in terms]).isfinite()
     if len(terms) == len(phase.terms):
         first_bad.copy_(torch.where(finite | (first_bad >= 0), first_bad, progress.step))
