@@ -54,7 +54,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets (malloc.h)."""
 OWN_WORDS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 """Variables of the environment by which a user sets the same."""
@@ -76,14 +76,12 @@ def keeping_memory(device: torch.device) -> Iterator[None]:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 2**30)
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    libc.mallopt(M_TOP_PAD, 2**26)
     try:
         yield
     finally:
         # Not the values a process starts with, but those that glibc moves to once large blocks have been freed.
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.mallopt(M_TOP_PAD, 2**17)
         libc.malloc_trim(0)
 
 
