@@ -281,6 +281,13 @@ def pythae_cases() -> list[Case]:
         kinds = (("encoder", Encoder), ("decoder", Decoder), ("discriminator", Discriminator))
         return {name: kind(net) for (name, kind), net in zip(kinds, nets, strict=True)}
 
+    def aae_nets() -> dict[str, nn.Module]:
+        return {
+            "encoder": Encoder(mnist.Encoder_Conv_AE_MNIST(any_config)),
+            "decoder": Decoder(mnist.Decoder_Conv_AE_MNIST(any_config)),
+            "code_discriminator": code_discriminator(),
+        }
+
     vae_gan_options = {**shared, "optimizer": "adam", "feature_layer": 2, "see_reconstructions": False}
     wrong = (
         "pythae's three backward passes leave gradients in each other's networks: its decoder moves by (1 - s) times "
@@ -305,16 +312,11 @@ def pythae_cases() -> list[Case]:
             "pythae VAEGAN, residual networks", partial(vae_gan, residual_nets), lambda: wrapped(residual_nets()),
             "vae-gan", vae_gan_options, remark=wrong,
         ),
+        Case("pythae AAE", aae, aae_nets, "aae", {**shared, "posterior": "deterministic"}),
         Case(
-            "pythae AAE",
-            aae,
-            lambda: {
-                "encoder": Encoder(mnist.Encoder_Conv_AE_MNIST(any_config)),
-                "decoder": Decoder(mnist.Decoder_Conv_AE_MNIST(any_config)),
-                "code_discriminator": code_discriminator(),
-            },
-            "aae",
-            {**shared, "posterior": "deterministic"},
+            "pythae AAE, ours in one move", aae, aae_nets, "hybrid",
+            {**shared, "match": "critic", "likelihood": "normal", "adversarial": "none", "play": "together",
+             "posterior": "deterministic"},
         ),
         Case(
             "pythae VQVAE, residual networks",
