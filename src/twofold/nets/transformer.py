@@ -36,8 +36,11 @@ class TransformerBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, memory: KeyValues | None = None) -> Tensor:
-        h = h + self.drop(self.attention(self.norm(h), memory))
-        return h + self.drop(self.mlp(self.norm_mlp(h)))
+        h = h + self._dropped(self.attention(self.norm(h), memory))
+        return h + self._dropped(self.mlp(self.norm_mlp(h)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        return self.drop(branch) if self.training else branch
 
 
 class GPT(nn.Module):
