@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twofold.errors import InputError
-from twofold.nets.layers import whole
+from twofold.nets.layers import Projection, whole
 
 
 @dataclass
@@ -46,8 +46,8 @@ class CausalAttention(nn.Module):
             raise InputError(f"width is {width}, heads {heads}; the heads must divide the width")
         self.size = width // heads
         self.dropout = dropout
-        self.joint = nn.Linear(inputs or width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.joint = Projection(inputs or width, 3 * width)
+        self.out = Projection(width, width)
 
     def memory(self, batch: int, places: int) -> KeyValues:
         """An empty memory with room for `places`."""
