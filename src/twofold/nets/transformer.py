@@ -32,7 +32,7 @@ class TransformerBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = CausalAttention(width, heads, dropout=dropout)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(Projection(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Projection(width, 4 * width), nn.GELU(), Projection(4 * width, width))
         self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, memory: KeyValues | None = None) -> Tensor:
