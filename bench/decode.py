@@ -12,8 +12,8 @@ With `--peers`, in an environment that has Hugging Face's `transformers`: a GPT-
 a loop in the manner of nanoGPT, which runs the whole pass for every token (here with our network).
 
 Processor time of one thread, in `--turns` turns in which everything compared is timed once: medians, and of the ratios
-within a turn the quartiles too. On a machine that does other work the memory is shared all the same, and only figures of
-one turn may be divided by one another.
+within a turn the quartiles too. On a machine that does other work the memory is shared all the same, and only figures
+of one turn may be divided by one another.
 """
 
 from __future__ import annotations

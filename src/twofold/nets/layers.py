@@ -95,12 +95,13 @@ class Projection(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        one_row = h.numel() == self.inputs and h.device.type == "cpu" and h.dtype == weight.dtype
-        if torch.is_grad_enabled() or not one_row:
+        if torch.is_grad_enabled() or h.numel() != self.inputs or not h.is_cpu or h.dtype != weight.dtype:
             return F.linear(h, weight.t(), bias)
         rows, begins = self._bag  # one bag, of all rows of the weight
-        out = F.embedding_bag(rows, weight, begins, mode="sum", per_sample_weights=h.view(-1))
-        return (out if bias is None else out + bias).view(*h.shape[:-1], -1)
+        out = F.embedding_bag(rows, weight, begins, mode="sum", per_sample_weights=h.reshape(-1))
+        if bias is not None:
+            out += bias
+        return out.view(*h.shape[:-1], -1)
 
 
 class Block(nn.Module):
