@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import twofold
 from twofold import recipes
 from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
-from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
+from twofold.device import LossScale, autocast, choose_device, keeping_memory, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.health import Monitor, alarm_names, stored_events
@@ -236,7 +236,7 @@ def train(
 
 
 def _trained(plan: Plan, out: str | Path | None, resume: bool, watch: Watch, writer: Any) -> Model:
-    with _opened(plan, out, resume) as run, _own_randomness(plan), _stop_requests() as requests:
+    with _opened(plan, out, resume) as run, _surroundings(plan), _stop_requests() as requests:
         session = _Session(plan, run, watch, requests, writer)
         resumed = session.restore()
         watch.start(plan)
@@ -407,14 +407,15 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise InputError("a run of several stages divides its examples among them, so resume cannot change --examples")
 
 
-# Randomness and interruption.
+# Randomness, memory and interruption.
 
 
 @contextmanager
-def _own_randomness(plan: Plan) -> Iterator[None]:
-    """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards."""
+def _surroundings(plan: Plan) -> Iterator[None]:
+    """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards. And
+    keep memory from step to step."""
     devices = [plan.device] if plan.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), keeping_memory(plan.device):
         torch.manual_seed(plan.settings.seed)
         yield
 
@@ -981,7 +982,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
             f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
         )
     averages: dict[str, nn.Module] = {}
-    with _own_randomness(plan):
+    with _surroundings(plan):
         for k, stage in enumerate(stages):
             start, going_on = sum(plan.lengths[:k]), progress is not None
             if progress is None or k:
@@ -1086,7 +1087,7 @@ def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
     """
     stream, settings = batches(plan), plan.settings
     game = plan.recipe.stages[0].game
-    with _own_randomness(plan):
+    with _surroundings(plan):
         progress = begin(game, seed=settings.seed, fused=settings.fused)
 
         def play() -> None:
