@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from twofold.decode import GREEDY, Sampler, Uncached, generate, row_seeds, stream, uniforms
+from twofold.decode.noise import uniforms_from
 from twofold.errors import InputError
 from twofold.nets.labels import LabelEmbedding, drop_labels
+from twofold.nets.layers import Projection
 from twofold.nets.pixelcnn import PixelCNN
 from twofold.nets.recurrent import RecurrentModel
 from twofold.nets.transformer import GPT
@@ -239,6 +241,13 @@ def test_the_stream_is_what_is_generated():
     assert torch.equal(torch.stack([*first, *places], dim=1), generate(net, 20, **options))
 
 
+def test_what_was_drawn_may_be_trained_on():
+    net = gpt()
+    for tokens in (generate(net, 8, seeds=seeds()), torch.stack(list(stream(net, 8, seeds=seeds())), dim=1)):
+        net(tokens).sum().backward()
+    assert net.tokens.weight.grad is not None and net.tokens.weight.grad.abs().sum() > 0
+
+
 # Samplers.
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.0]])
@@ -301,6 +310,13 @@ def test_numbers_are_uniform_and_unrelated():
     assert torch.equal(uniforms(torch.arange(2000), 5, 1), a[:, :1])
 
 
+@pytest.mark.parametrize("begin", [0, 5, 63, 64, 1000])
+def test_numbers_computed_ahead_are_those_of_each_place(begin):
+    numbers = uniforms_from(seeds(), begin)
+    for place in range(begin, begin + 130):
+        assert torch.equal(next(numbers), uniforms(seeds(), place))
+
+
 # Refusals, each in one line.
 
 
@@ -361,6 +377,36 @@ def test_labels_are_dropped_at_their_rate():
 
 
 # Networks.
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_projection_is_a_linear_map_for_one_row_and_for_many(bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 9, bias=bias)
+    torch.manual_seed(0)
+    net = Projection(6, 9, bias=bias)
+    assert torch.equal(net.weight.t(), linear.weight) and (net.bias is None) == (linear.bias is None)
+    for dtype, error in ((torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.05)):
+        net, linear = net.to(dtype), linear.to(dtype)
+        for shape in ((6,), (1, 6), (1, 1, 6), (3, 6), (2, 3, 6)):
+            h = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+            for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+                with context:
+                    torch.testing.assert_close(net(h), linear(h), rtol=0, atol=error)
+    # One row teaches the weight as well.
+    net = net.to(torch.float64)
+    h = torch.randn(1, 6, dtype=torch.float64)
+    net(h).sum().backward()
+    torch.testing.assert_close(net.weight.grad, h.t().expand(6, 9))
+
+
+def test_a_step_of_one_row_keeps_to_the_precision_around_it():
+    net = gpt()
+    options = {"seeds": seeds()[:1], "condition": {"y": Y[:1]}}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(net, 12, **options).shape == (1, 12)
+    logits = net.bfloat16().step(torch.zeros(1, 0, dtype=torch.int64), net.start(1))
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
 
 
 def test_parameters_of_the_transformer_by_hand():

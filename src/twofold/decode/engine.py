@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from twofold.decode.noise import uniforms
+from twofold.decode.noise import uniforms_from
 from twofold.decode.sampler import Sampler
 from twofold.errors import InputError
 
@@ -64,8 +64,9 @@ def generate(model: SequenceModel, length: int, **options: Any) -> Tensor:
     With `stop`, a row that has drawn it holds it to the end; the result is as long as the longest row needs, rounded
     up to the engine's next look.
     """
-    *_, (_, tokens) = _loop(model, length, **options)
-    return tokens
+    for place, tokens in _loop(model, length, **options):
+        filled, drawn = place, tokens
+    return drawn[:, :filled]
 
 
 def stream(model: SequenceModel, length: int, **options: Any) -> Iterator[Tensor]:
@@ -93,7 +94,7 @@ def stream(model: SequenceModel, length: int, **options: Any) -> Iterator[Tensor
         given = place
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _loop(
     model: SequenceModel,
     length: int,
@@ -106,11 +107,12 @@ def _loop(
     stop: int | None = None,
     hop: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """After each new token: how many places are filled, and the tokens up to there."""
+    """After each new token: how many places are filled, and the tokens (rows, length), the same tensor each time."""
     hop = _checked(model, length, seeds, condition, stop, hop)
     rows, device = len(seeds), seeds.device
     sampler = sampler or Sampler()
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # what is handed out may be trained on
+        tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
     given, lengths = _laid_out(prompts, rows, length, model.vocabulary, device)
     tokens[:, : given.shape[1]] = given
     shortest, longest = (min(lengths), max(lengths)) if lengths else (0, 0)
@@ -121,6 +123,7 @@ def _loop(
     begin, fed = -1, 0
     if shortest == length:
         yield length, tokens
+    numbers = uniforms_from(seeds, shortest)
     for place in range(shortest, length):
         start = _window_start(place, model.window, hop)
         if start != begin:
@@ -128,13 +131,13 @@ def _loop(
             begin = fed = start
         logits = guided.step(tokens[:, fed:place])
         fed = place
-        drawn = sampler.draw(logits, uniforms(seeds, place))
+        drawn = sampler.draw(logits, next(numbers))
         if stop is not None:
             drawn = torch.where(done, stop, drawn)
         if ends is not None and place < longest:
             drawn = torch.where(place < ends, tokens[:, place], drawn)
         tokens[:, place] = drawn
-        yield place + 1, tokens[:, : place + 1]
+        yield place + 1, tokens
         if stop is not None:
             done |= (drawn == stop) if ends is None else (drawn == stop) & (place >= ends)
             if place % look == 0 and bool(done.all()):

@@ -9,30 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twofold.errors import InputError
-from twofold.nets.layers import whole
+from twofold.nets.layers import Projection, whole
 
 
 @dataclass
 class KeyValues:
-    """Keys and values of the places seen so far, (batch, heads, places, size) with room for all that will come."""
+    """Keys and values of the places seen so far, (2, batch, heads, places, size) with room for all that will come."""
 
-    keys: Tensor
-    values: Tensor
+    room: Tensor
     filled: int = 0
 
     @classmethod
     def empty(cls, batch: int, heads: int, places: int, size: int, *, like: Tensor) -> KeyValues:
         """Room for `places`, in the dtype and on the device of `like`."""
-        keys, values = like.new_zeros(2, batch, heads, places, size).unbind(0)
-        return cls(keys, values)
+        return cls(like.new_zeros(2, batch, heads, places, size))
 
-    def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (batch, heads, n, size), and return all that are there, as views."""
-        end = self.filled + keys.shape[2]
-        self.keys[:, :, self.filled : end] = keys
-        self.values[:, :, self.filled : end] = values
-        self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    def take(self, new: Tensor) -> Tensor:
+        """Append keys and values (2, batch, heads, n, size), and return all that are there, as a view."""
+        before, self.filled = self.filled, self.filled + new.shape[3]
+        self.room[:, :, :, before : self.filled] = new
+        return self.room[:, :, :, : self.filled]
 
 
 class CausalAttention(nn.Module):
@@ -50,24 +46,25 @@ class CausalAttention(nn.Module):
             raise InputError(f"width is {width}, heads {heads}; the heads must divide the width")
         self.size = width // heads
         self.dropout = dropout
-        self.joint = nn.Linear(inputs or width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.joint = Projection(inputs or width, 3 * width)
+        self.out = Projection(width, width)
 
     def memory(self, batch: int, places: int) -> KeyValues:
         """An empty memory with room for `places`."""
         return KeyValues.empty(batch, self.heads, places, self.size, like=self.joint.weight)
 
     def forward(self, h: Tensor, memory: KeyValues | None = None) -> Tensor:
-        # (batch, places, 3, heads, size) → three of (batch, heads, places, size)
-        queries, keys, values = self.joint(h).unflatten(-1, (3, self.heads, self.size)).transpose(1, 3).unbind(2)
+        batch, new, _ = h.shape
+        joint = self.joint(h).view(batch, new, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
         if memory is None:
             rate = self.dropout if self.training else 0.0
+            queries, keys, values = joint.unbind()  # (batch, heads, places, size) each
             seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, is_causal=True)
         else:
-            before, new = memory.filled, h.shape[1]
-            keys, values = memory.take(keys, values)
+            before = memory.filled
+            keys, values = memory.take(joint[1:]).unbind()
             mask = None
             if new > 1:
                 mask = torch.ones(new, before + new, dtype=torch.bool, device=h.device).tril(before)
-            seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            seen = F.scaled_dot_product_attention(joint[0], keys, values, attn_mask=mask)
         return self.out(seen.transpose(1, 2).flatten(2))

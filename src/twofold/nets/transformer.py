@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twofold.errors import InputError
 from twofold.nets.attention import CausalAttention, KeyValues
 from twofold.nets.labels import FirstSlot, without_label
-from twofold.nets.layers import whole
+from twofold.nets.layers import Projection, whole
 
 
 @dataclass
@@ -32,12 +32,15 @@ class TransformerBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = CausalAttention(width, heads, dropout=dropout)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Projection(width, 4 * width), nn.GELU(), Projection(4 * width, width))
         self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, memory: KeyValues | None = None) -> Tensor:
-        h = h + self.drop(self.attention(self.norm(h), memory))
-        return h + self.drop(self.mlp(self.norm_mlp(h)))
+        h = h + self._dropped(self.attention(self.norm(h), memory))
+        return h + self._dropped(self.mlp(self.norm_mlp(h)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        return self.drop(branch) if self.training else branch
 
 
 class GPT(nn.Module):
@@ -83,7 +86,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head = Projection(width, vocabulary, bias=False)
         self._start_weights(layers)
 
     def _start_weights(self, layers: int) -> None:
