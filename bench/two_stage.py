@@ -51,10 +51,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 PART = 500
 
 
-def options_of(variant: str, examples: int, prior_share: float) -> dict[str, Any]:
+def options_of(variant: str, examples: int, prior_share: float, ema: float | None) -> dict[str, Any]:
     """The recipe's options for an autoencoder stage of so many examples and priors of `prior_share` times as many."""
     recipe, options = VARIANTS[variant]
-    options = options | {"prior_share": prior_share}
+    options = options | {"prior_share": prior_share, "ema_half_life_examples": ema}
     if recipe == "vq-vae-2":
         options["prior_share_bottom"] = prior_share
     if options.get("adversarial_weight", 1.0) and "arch" in options:
@@ -62,21 +62,20 @@ def options_of(variant: str, examples: int, prior_share: float) -> dict[str, Any
     return options
 
 
-def trained(
-    variant: str, *, data: Any, out: Path, examples: int, prior_share: float, precision: str, seed: int
-) -> Model:
+def trained(variant: str, seed: int, arguments: argparse.Namespace) -> Model:
     """The run of one variant and seed, trained as far as it is not."""
     recipe, _ = VARIANTS[variant]
-    options = options_of(variant, examples, prior_share)
+    examples = arguments.examples
+    options = options_of(variant, examples, arguments.prior_share, arguments.ema)
     shares = 1 + sum(value for name, value in options.items() if name.startswith("prior_share"))
     return twofold.train(
         recipe,
-        data=data,
-        out=out / f"{variant}-seed{seed}",
+        data=arguments.data,
+        out=arguments.out / f"{variant}-seed{seed}",
         examples=round(examples * shares),
         seed=seed,
         device="cpu",
-        precision=precision,
+        precision=arguments.precision,
         resume=True,
         watch=Bar(),
         **options,
@@ -221,6 +220,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--prior-share", type=float, default=0.5)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument(
+        "--ema", type=float, help="decode with an average of the decoder with this half-life (examples)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--samples", type=int, default=5_000)
@@ -233,15 +235,7 @@ def main() -> None:
     for seed in arguments.seeds:
         models = {}
         for variant in arguments.variants:
-            models[variant] = trained(
-                variant,
-                data=arguments.data,
-                out=arguments.out,
-                examples=arguments.examples,
-                prior_share=arguments.prior_share,
-                precision=arguments.precision,
-                seed=seed,
-            )
+            models[variant] = trained(variant, seed, arguments)
             figures = measure(models[variant], data, extractor, samples=arguments.samples)
             results[f"{variant}-seed{seed}"] = figures
             print(variant, seed, json.dumps({k: round(v, 4) for k, v in figures.items()}), flush=True)
