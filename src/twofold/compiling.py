@@ -55,8 +55,10 @@ class Compiled:
     """The compiled calls of some networks; with no `backend`, nothing."""
 
     def __init__(self, nets: Mapping[str, nn.Module], backend: str | None):
-        self.eager: set[str] = set()
-        """The networks whose call in a penalty was eager."""
+        self._eager: list[str] = []
+        """The networks whose call in a penalty was eager, and of these …"""
+        self._told = 0
+        """… how many were told of."""
         self._calls = {} if backend is None else {net: self._call(name, net, backend) for name, net in nets.items()}
 
     def _call(self, name: str, net: nn.Module, backend: str) -> Callable[..., Any]:
@@ -66,7 +68,8 @@ class Compiled:
 
         def call(*inputs: Any, **named: Any) -> Any:
             if differentiating():
-                self.eager.add(name)
+                if name not in self._eager:
+                    self._eager.append(name)
                 return net._call_impl(*inputs, **named)
             try:
                 return traced(net, *inputs, **named)
@@ -74,6 +77,11 @@ class Compiled:
                 raise CompileError(f"{name} could not be compiled: {_reason(error)}; leave --compile out") from error
 
         return call
+
+    def newly_eager(self) -> list[str]:
+        """The networks that a penalty has called for the first time since this was last asked."""
+        new, self._told = self._eager[self._told :], len(self._eager)
+        return new
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -83,14 +91,16 @@ class Compiled:
         try:
             yield
         except _compiler_errors() as error:  # of a backward pass, which is compiled when it first runs
-            raise CompileError(f"a backward pass could not be compiled: {_reason(error)}; leave --compile out") from error
+            raise CompileError(
+                f"a backward pass could not be compiled: {_reason(error)}; leave --compile out"
+            ) from error
         finally:
             for net in self._calls:
                 del net._compiled_call_impl
 
 
 @contextmanager
-def compiled(nets: Mapping[str, nn.Module], backend: str | None) -> Iterator[Compiled]:
+def compiled(nets: nn.ModuleDict, backend: str | None) -> Iterator[Compiled]:
     """The networks' compiled calls; while this is open torch compiles as the steps of a game need it."""
     with _prepared() if backend is not None else nullcontext():
         yield Compiled({name: net for name, net in nets.items() if any(True for _ in net.parameters())}, backend)
