@@ -119,8 +119,10 @@ def _prepared() -> Iterator[None]:
         settings.enter_context(torch._functorch.config.patch(donated_buffer=False))
         settings.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
         settings.enter_context(warnings.catch_warnings())
-        # torch's own: it reads the attribute of every tensor that a traced function is given.
+        # Both are torch's own: it reads the attribute of every tensor that traced code is given, and imports with a
+        # function that it deprecates.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
         yield
 
 
@@ -131,6 +133,7 @@ def _compiler_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something."""
+    """The first line of an error that says something; of the backend's own, where it is one."""
+    error = getattr(error, "inner_exception", error)
     lines = (line.strip() for line in str(error).splitlines())
     return next((line[:REASON] for line in lines if line), type(error).__name__)
