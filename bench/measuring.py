@@ -7,6 +7,7 @@ convolutions, forward and backward) and divided by what the same process reaches
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import math
@@ -129,6 +130,7 @@ class Setting:
 
 COMPILING = ExitStack()
 """Open as long as the process measures: a step compiles when it is first taken."""
+atexit.register(COMPILING.close)
 
 
 def game_step(

@@ -86,6 +86,9 @@ class Compiled:
     @contextmanager
     def stepping(self) -> Iterator[None]:
         """Calls of the networks are compiled while this is open."""
+        if not self._calls:
+            yield
+            return
         for net, call in self._calls.items():
             net._compiled_call_impl = call
         try:
