@@ -43,7 +43,7 @@ def check(backend: str, device: torch.device) -> None:
     x = torch.ones(4, device=device, requires_grad=True)
     try:
         with _prepared(), torch.random.fork_rng(devices=[]):
-            torch.compile(lambda x: (x.sin() * 2).sum(), backend=backend, dynamic=False)(x).backward()
+            torch.autograd.grad(torch.compile(lambda x: (x.sin() * 2).sum(), backend=backend, dynamic=False)(x), x)
     except Exception as error:  # torch's own, and whatever a missing compiler or a broken cache raises in it
         raise InputError(
             f"torch.compile with {backend} does not work here: {_reason(error)}; it needs a C++ compiler on the CPU "
