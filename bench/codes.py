@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import spread
 from pixels import images, told_apart
 
 import twofold
@@ -110,8 +111,7 @@ def main() -> None:
             (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     for name, rows in results.items():
         for key in rows[0]:
-            values = np.array([row[key] for row in rows])
-            print(f"| `{name}` | {key} | {values.mean():.3g} ± {values.std(ddof=min(1, len(rows) - 1)):.2g} |")
+            print(f"| `{name}` | {key} | {spread([row[key] for row in rows])} |")
 
 
 if __name__ == "__main__":

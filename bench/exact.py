@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import spread
 from torch import Tensor
 
 import twofold
@@ -129,8 +130,7 @@ def main() -> None:
             rows.append(vae(train, held_out, out, seed) | beta_vae(train, out, seed))
     print("| figure | mean ± standard deviation |\n|---|---|")
     for key in rows[0]:
-        values = np.array([row[key] for row in rows])
-        print(f"| {key} | {values.mean():.4g} ± {values.std(ddof=min(1, len(values) - 1)):.2g} |")
+        print(f"| {key} | {spread([row[key] for row in rows], digits=4)} |")
 
 
 if __name__ == "__main__":

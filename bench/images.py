@@ -17,8 +17,8 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
+from cells import spread
 
 import twofold
 from twofold.data import from_model, load, to_model
@@ -87,9 +87,7 @@ def main() -> None:
         cells = []
         for column in columns:
             values = [r[column] for r in runs if column in r]
-            cells.append(
-                f"{np.mean(values):.4g} ± {np.std(values, ddof=min(1, len(values) - 1)):.2g}" if values else "–"
-            )
+            cells.append(spread(values, digits=4) if values else "–")
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -1,7 +1,8 @@
 """Measuring two ways to take a training step, and writing the tables of a run down.
 
-Both sides take turns, a few steps each, and the ratio is taken turn by turn, of processor time: on a machine that does
-other work the median of these holds when single times do not. FLOPs are counted by torch (matrix products and
+Both sides take turns, a few steps each after one that is not timed, and the ratio is taken turn by turn, of processor
+time: on a machine that does other work the median of these holds when single times do not. Unless it is said otherwise
+both sides keep freed memory as `twofold train` does. FLOPs are counted by torch (matrix products and
 convolutions, forward and backward) and divided by what the same process reaches in a square float32 product.
 """
 
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ import torch
 from torch import Tensor, nn
 
 Step = Callable[[], Any]
+Memory = Callable[[], AbstractContextManager[None]]
+"""How freed memory is treated: `kept`, or `nullcontext` for glibc's own way."""
+
+
+def kept() -> AbstractContextManager[None]:
+    """Freed memory as training treats it."""
+    from twofold.device import keeping_memory
+
+    return keeping_memory(torch.device("cpu"))
 
 
 def seconds_of(step: Step, count: int) -> float:
@@ -36,15 +46,24 @@ def seconds_of(step: Step, count: int) -> float:
     return (time.process_time() - start) / count
 
 
-def alternate(one: Step, other: Step, *, turns: int, steps: int) -> tuple[float, float, list[float]]:
+def alternate(
+    one: Step, other: Step, *, turns: int, steps: int, around: Memory = kept, around_other: Memory = kept
+) -> tuple[float, float, list[float]]:
     """(median seconds of one, of the other, ratios other / one turn by turn)."""
-    for step in (one, other):
-        step(), step()
+
+    def timed(step: Step, memory: Memory) -> float:
+        with memory():
+            step()
+            return seconds_of(step, steps)
+
+    sides = ((one, around), (other, around_other))
+    for side in sides:
+        timed(*side)
     pairs = []
     for turn in range(turns):
-        order = (one, other) if turn % 2 else (other, one)
-        times = {id(step): seconds_of(step, steps) for step in order}
-        pairs.append((times[id(one)], times[id(other)]))
+        order = (0, 1) if turn % 2 else (1, 0)
+        times = {k: timed(*sides[k]) for k in order}
+        pairs.append((times[0], times[1]))
     ratios = sorted(b / a for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratios
 
@@ -82,7 +101,7 @@ def calls_of(step: Step, nets: Sequence[nn.Module]) -> int:
     return sum(spy.call_count for spy in spies)
 
 
-def memory_of(make: Callable[[], Step]) -> float:
+def memory_of(make: Callable[[], Step], around: Memory = kept) -> float:
     """MiB that building a step and taking it three times add to the peak of a child of this process: weights,
     gradients, optimizer states and what a step keeps. NaN if the child hangs, as forks of a process with thread pools
     may.
@@ -104,8 +123,9 @@ def memory_of(make: Callable[[], Step]) -> float:
 
     def play() -> None:
         step = make()
-        for _ in range(3):
-            step()
+        with around():
+            for _ in range(3):
+                step()
 
     net = nn.Conv2d(1, 1, 3)  # what libraries take on their first use is no side's
     net(torch.zeros(1, 1, 4, 4)).sum().backward()

@@ -4,11 +4,11 @@
 
 Each model has three layers of 128 units and two code dimensions; LayerNorm in all networks but discriminators; batch
 256; the same number of steps, where a critic that plays several times a step sees that many more examples; samples from
-an average of the generator. `soft-intro-vae-2d` has its paper's networks. Options
-that differ from the recipe's defaults stand in MEMBERS. Trains what is missing (a finished run is read, a cut-off one
-resumed), then draws 2,500 samples of each: modes with at least one sample within three standard
-deviations, the share of samples that are that near, and KL(shares of the modes ‖ uniform) in nats. Models with a
-likelihood are also measured with the likelihood's own noise added to their means: what "a VAE smears" is about.
+an average of the generator. `soft-intro-vae-2d` has its paper's networks. Options that differ from the recipe's
+defaults stand in MEMBERS. Trains what is missing (a finished run is read, a cut-off one resumed), then draws 2,500
+samples of each: modes with at least one sample within three standard deviations, the share of samples that are that
+near, and KL(shares of the modes ‖ uniform) in nats. Models with a likelihood are also measured with the likelihood's
+own noise added to their means: what "a VAE smears" is about.
 
 Writes results.json, a picture of all samples for the first seed, and prints a table.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import spread
 
 import twofold
 from twofold.data import Data, load
@@ -35,7 +36,7 @@ from twofold.recipes import default_config, find
 SHARED: dict[str, Any] = {"width": 128, "depth": 3, "latent": 2, "norm": "layer", "norm_discriminator": "none"}
 MEMBERS: dict[str, dict[str, Any]] = {
     "vae": {"learning_rate": 1e-3, "kl_warmup_examples": 256_000},
-    "iwae": {"learning_rate": 1e-3},
+    "iwae": {"learning_rate": 1e-3, "kl_warmup_examples": 256_000},
     "gan": {"learning_rate": 5e-4},
     "wgan-gp": {"learning_rate": 5e-4, "penalty_weight": 0.1},
     "infogan": {"learning_rate": 5e-4},
@@ -123,12 +124,8 @@ def main() -> None:
         (arguments.out / source / "results.json").write_text(json.dumps(table, indent=1) + "\n")
         print(f"| {source} | modes | share within 3σ | reverse KL, nats |\n|---|---|---|---|")
         for row, results in table.items():
-            cells = (np.array([r[key] for r in results]) for key in ("modes", "high_quality", "reverse_kl"))
-            print(
-                f"| `{row}` | "
-                + " | ".join(f"{v.mean():.3g} ± {v.std(ddof=min(1, len(v) - 1)):.2g}" for v in cells)
-                + " |"
-            )
+            cells = (spread([r[key] for r in results]) for key in ("modes", "high_quality", "reverse_kl"))
+            print(f"| `{row}` | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from cells import spread
 from torch import Tensor, nn
 
 import twofold
@@ -178,8 +178,7 @@ def main() -> None:
                 (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("| model | " + " | ".join(row) + " |\n|" + "---|" * (1 + len(row)))
     for title, rows in results.items():
-        columns = (np.array([r[key] for r in rows]) for key in row)
-        cells = (f"{v.mean():.3g} ± {v.std(ddof=min(1, len(v) - 1)):.2g}" for v in columns)
+        cells = (spread([r[key] for r in rows]) for key in row)
         print(f"| {title} | " + " | ".join(cells) + " |")
 
 

@@ -275,8 +275,8 @@ def folder(report: Report, arguments: argparse.Namespace) -> None:
                 training(draw, cached.spec, {"width": width, "hidden": 0}) for draw in (cached_draw, memory_draw)
             )
             a, b, ratios = alternate(ours, theirs, turns=arguments.turns, steps=arguments.steps)
-            rates = [f"{64 / seconds:,.0f}" for seconds in (first / 64, b, a)]
-            row(f"vae, width {width}", f"{64 / first:,.0f}", *rates[1:], quartiles(ratios))
+            rates = [f"{64 / seconds:,.0f}" for seconds in (first, b, a)]
+            row(f"vae, width {width}", *rates, quartiles(ratios))
 
 
 def growth(report: Report, arguments: argparse.Namespace) -> None:

@@ -3,9 +3,9 @@
     python bench/two_stage.py --data cifar10 --out runs/two-stage --examples 60000 --seeds 0
 
 Trains what is missing (a finished run is read, a cut-off one resumed), then measures every run in one way. `--examples`
-is the length of the autoencoder's stage; each prior sees half as many. VQ-VAE is VQGAN without its discriminator: the
-same networks, loss, codebook and prior, 8×8 codes of 1,024 for 32×32 images. VQ-VAE-2 has 4×4 and 8×8 codes of 256:
-also 640 bits. The priors are conditional on the label.
+is the length of the autoencoder's stage; each prior sees `--prior-share` times as many. VQ-VAE is VQGAN without its
+discriminator: the same networks, loss, codebook and prior, 8×8 codes of 1,024 for 32×32 images. VQ-VAE-2 has 4×4 and
+8×8 codes of 256: also 640 bits. The priors are conditional on the label.
 
 - error: mean |x_rec - x| and mean squared error of a value in [-1, 1], 10,000 test images;
 - rFD, FD: Fréchet distance of the test images' reconstructions, and of samples with labels drawn uniformly, to the test
@@ -39,29 +39,35 @@ from twofold.model import Model, evaluating
 from twofold.nets.features import FeatureClassifier
 from twofold.pictures import image_grid, png_bytes, reconstruction_grid
 
-SHARED: dict[str, Any] = {"width": 64, "latent": 32, "prior_share": 0.5, "conditional": True}
+SHARED: dict[str, Any] = {"width": 64, "latent": 32, "conditional": True}
 GPT_SIZE = {"prior_width": 96, "prior_layers": 3}
 ONE_LEVEL = {**SHARED, **GPT_SIZE, "arch": "halving", "blocks": 2, "codes": 1024, "patch_layers": 2}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vq-vae": ("vqgan", {**ONE_LEVEL, "adversarial_weight": 0.0}),
     "vqgan": ("vqgan", ONE_LEVEL),
-    "vq-vae-2": ("vq-vae-2", {**SHARED, "codes": 256, "prior_share_bottom": 0.5}),
+    "vq-vae-2": ("vq-vae-2", {**SHARED, "codes": 256}),
 }
 """Name → recipe and options. The discriminator's ramp is from a quarter to half of the autoencoder's stage."""
 PART = 500
 
 
-def options_of(variant: str, examples: int) -> dict[str, Any]:
-    """The recipe's options for an autoencoder stage of so many examples."""
-    _, options = VARIANTS[variant]
+def options_of(variant: str, examples: int, prior_share: float) -> dict[str, Any]:
+    """The recipe's options for an autoencoder stage of so many examples and priors of `prior_share` times as many."""
+    recipe, options = VARIANTS[variant]
+    options = options | {"prior_share": prior_share}
+    if recipe == "vq-vae-2":
+        options["prior_share_bottom"] = prior_share
     if options.get("adversarial_weight", 1.0) and "arch" in options:
         options = options | {"adversarial_begin": examples // 4, "adversarial_ramp": examples // 4}
     return options
 
 
-def trained(variant: str, *, data: Any, out: Path, examples: int, seed: int) -> Model:
+def trained(
+    variant: str, *, data: Any, out: Path, examples: int, prior_share: float, precision: str, seed: int
+) -> Model:
     """The run of one variant and seed, trained as far as it is not."""
-    recipe, options = VARIANTS[variant]
+    recipe, _ = VARIANTS[variant]
+    options = options_of(variant, examples, prior_share)
     shares = 1 + sum(value for name, value in options.items() if name.startswith("prior_share"))
     return twofold.train(
         recipe,
@@ -70,9 +76,10 @@ def trained(variant: str, *, data: Any, out: Path, examples: int, seed: int) -> 
         examples=round(examples * shares),
         seed=seed,
         device="cpu",
+        precision=precision,
         resume=True,
         watch=Bar(),
-        **options_of(variant, examples),
+        **options,
     )
 
 
@@ -212,6 +219,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/two-stage"))
     parser.add_argument("--examples", type=int, default=60_000)
+    parser.add_argument("--prior-share", type=float, default=0.5)
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--samples", type=int, default=5_000)
@@ -225,7 +234,13 @@ def main() -> None:
         models = {}
         for variant in arguments.variants:
             models[variant] = trained(
-                variant, data=arguments.data, out=arguments.out, examples=arguments.examples, seed=seed
+                variant,
+                data=arguments.data,
+                out=arguments.out,
+                examples=arguments.examples,
+                prior_share=arguments.prior_share,
+                precision=arguments.precision,
+                seed=seed,
             )
             figures = measure(models[variant], data, extractor, samples=arguments.samples)
             results[f"{variant}-seed{seed}"] = figures

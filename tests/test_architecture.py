@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latents": {"errors"},
     "terms": BASE,
     "nets": BASE,
-    "metrics": {*BASE, "game", "nets", "terms"},
+    "metrics": {*BASE, "game", "nets", "terms", "trained_once"},
     "decode": {"errors"},
     "data": BASE,
     "recipe": {*BASE, "game"},
@@ -62,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "translating": {*BASE, "data", "model", "run"},
     "exploring": {*BASE, "data", "model", "using", "pictures"},
     "scoring": {*BASE, "data", "metrics", "model", "using", "run", "pictures"},
-    "extractors": {*BASE, "data", "game", "nets", "run"},
+    "trained_once": {"errors", "run"},
+    "extractors": {*BASE, "data", "game", "nets", "trained_once"},
     "study": {*BASE, "data", "extractors", "metrics", "model"},
     "translation_figures": {*BASE, "metrics", "study"},
     "evaluation": {

@@ -193,7 +193,7 @@ def test_damaged_results_are_refused(runs, tmp_path):
 def test_the_classifier_is_trained_once_and_a_damaged_cache_is_said(runs, monkeypatch):
     data = load_data("digits")
     first = extractors.build_extractor(None, data)
-    monkeypatch.setattr(extractors, "_train_classifier", None)  # would fail if called again
+    monkeypatch.setattr(extractors, "_train_classifier", lambda *_: pytest.fail("trained again"))
     again = extractors.build_extractor("classifier", data)
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(first.features(x), again.features(x)) and first.features(x).shape == (5, 128)

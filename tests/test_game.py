@@ -125,7 +125,7 @@ def vae(beta=1.0, **encoder) -> Game:
     )
 
 
-def vae_gan(gamma=0.1, gates: Equilibrium | None = None, norm: bool = False) -> Game:
+def vae_gan(gamma=0.1, gates: Equilibrium | None = None, norm: bool = False, see_reconstructions: bool = True) -> Game:
     """Larsen et al. 2016: simultaneous play, three different rows."""
 
     class Discriminator(nn.Module):
@@ -146,7 +146,8 @@ def vae_gan(gamma=0.1, gates: Equilibrium | None = None, norm: bool = False) -> 
         return out
 
     def minimax(s: State):
-        return bce(s["real"], 1) + bce(s["rec"], 0) + bce(s["fake"], 0)
+        fakes = [s["fake"], *([s["rec"]] if see_reconstructions else [])]
+        return bce(s["real"], 1) + sum(bce(logits, 0) for logits in fakes)
 
     def features(s: State):
         return 0.5 * ((s["f_rec"] - s["f_real"]) ** 2).sum(1).mean()
@@ -601,7 +602,10 @@ def test_equal_rows_share_one_backward_and_unused_gradients_are_not_computed(mon
     assert calls == [8]  # the decoder's row lacks the KL, which does not depend on the decoder
     calls.clear()
     play(vae_gan(), 1)
-    assert calls == [4, 4, 6]  # γ differs, and the discriminator's row has nothing of the others
+    assert calls == [4, 4, 6]  # the discriminator sees reconstructions: the decoder's further term reaches the encoder
+    calls.clear()
+    play(vae_gan(see_reconstructions=False), 1)
+    assert calls == [8, 6]  # γ is a factor of the decoder's gradient; the discriminator's row has nothing of the others
     calls.clear()
     play(vae(beta=0.0), 1)
     assert calls == [8]  # equal rows: one pass for both
@@ -630,6 +634,58 @@ def test_a_row_is_not_joined_to_one_whose_further_term_depends_on_its_player():
     step(game, progress, lambda: batch)
     for old, new, gradient in zip(before, weights, expected, strict=True):
         torch.testing.assert_close(old - new.detach(), gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("gamma", [0.3, 1e-6, -2.0, 1e-9])
+def test_rows_that_differ_by_a_factor_have_the_gradients_of_a_pass_each(gamma, accumulate, monkeypatch):
+    """The decoder's gradient of VAE-GAN is taken in the encoder's pass and multiplied; γ = 1e-9 is too far from 1."""
+    passes = []
+    original = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **k: (passes.append(1), original(self, **k))[1])
+    weights = []
+    for scale in (1.0, 2.0):  # with scaled losses no factors are taken: a pass for each row
+        game = vae_gan(gamma=gamma, see_reconstructions=False)
+        game = Game({n: Player(p.net, SGD) for n, p in game.players.items()}, game.phases)
+        step(game, begin(game), stream(), accumulate=accumulate, loss_scale=scale)
+        weights.append([w.detach() for w in game.nets.parameters()])
+    few = 3 if gamma == 1e-9 else 2
+    assert len(passes) == accumulate * (few + 3)
+    for joined, apart in zip(*weights, strict=True):
+        torch.testing.assert_close(joined, apart, rtol=1e-12, atol=1e-13)
+
+
+def test_a_minimax_game_played_at_once_has_one_pass(monkeypatch):
+    """Generator and discriminator have rows of -V and V: the same gradient, with the sign turned for one."""
+    calls = []
+    original = torch.Tensor.backward
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda self, **k: (calls.append(len(k["inputs"])), original(self, **k))
+    )
+    generator, discriminator = mlp(2, 5, 3, seed=1), mlp(3, 5, 1, seed=2)
+
+    def rollout(s: State):
+        d = s.nets["discriminator"]
+        return {"real": d(s.batch["x"]), "fake": d(s.nets["generator"](noise(s, 2)))}
+
+    def value(s: State):
+        return bce(s["real"], 1) + bce(s["fake"], 0)
+
+    term = Term("value", value, to={"generator": -1.0, "discriminator": 1.0})
+    players = {"generator": Player(generator, SGD), "discriminator": Player(discriminator, SGD)}
+    game, batch = Game(players, [Phase("both", rollout, [term])]), stream()()
+    progress = begin(game)
+    state = State(game.nets, batch, 0, 0, torch.Generator().manual_seed(4))
+    loss = value(replace(state, rollout=rollout(state)))
+    expected = torch.autograd.grad(loss, [*generator.parameters(), *discriminator.parameters()])
+    before = [w.detach().clone() for w in game.nets.parameters()]
+    progress.generator.manual_seed(4)
+    step(game, progress, lambda: batch)
+    assert calls == [8]
+    rate = progress.optimizers["generator"].param_groups[0]["lr"]
+    for k, (old, new) in enumerate(zip(before, game.nets.parameters(), strict=True)):
+        moved = old - rate * (-1 if k < 4 else 1) * expected[k]
+        torch.testing.assert_close(new.detach(), moved, rtol=1e-12, atol=1e-14)
 
 
 def test_the_weights_of_a_resting_discriminator_get_no_gradient_work():

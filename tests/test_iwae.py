@@ -31,9 +31,9 @@ def batch_of(n: int = 6, dtype=torch.float64) -> dict[str, torch.Tensor]:
     return {"x": torch.rand(n, 1, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 2 - 1}
 
 
-def rolled_out(recipe, batch) -> State:
+def rolled_out(recipe, batch, examples: int = 0) -> State:
     game = recipe.stages[0].game
-    state = State(game.nets, batch, 0, 0, torch.Generator().manual_seed(0))
+    state = State(game.nets, batch, examples, 0, torch.Generator().manual_seed(0))
     return replace(state, rollout=game.phases[0].rollout(state))
 
 
@@ -42,12 +42,13 @@ def test_published_routing():
     assert {t["name"]: t["to"] for t in phase["terms"]} == {"importance_bound": {"encoder": 1.0, "decoder": 1.0}}
 
 
-def test_the_loss_is_minus_the_bound_of_k_draws():
-    """Against the weights written out with torch's own distributions, on the same noise."""
-    recipe = build(draws=4, norm="none")
+@pytest.mark.parametrize(("examples", "warmth"), [(0, 0.0), (30, 0.3), (500, 1.0)])
+def test_the_loss_is_minus_the_bound_of_k_draws(examples, warmth):
+    """Against the weights written out with torch's own distributions, on the same noise, along a warm-up."""
+    recipe = build(draws=4, norm="none", kl_warmup_examples=100)
     recipe.nets.double()
     batch = batch_of()
-    state = rolled_out(recipe, batch)
+    state = rolled_out(recipe, batch, examples)
     nets, x = recipe.nets, batch["x"]
     mean, log_var = nets["encoder"](x).chunk(2, 1)
     generator = torch.Generator().manual_seed(0)
@@ -57,8 +58,8 @@ def test_the_loss_is_minus_the_bound_of_k_draws():
     output = nets["decoder"](z.flatten(0, 1)).tanh()
     scale = nets["decoder"].likelihood.log_scale_of(output).exp()
     log_x = torch.distributions.Normal(output, scale).log_prob(x.repeat_interleave(4, 0)).flatten(1).sum(1)
-    log_w = log_x.unflatten(0, (6, 4)) + torch.distributions.Normal(0, 1).log_prob(z).sum(2)
-    log_w = log_w - posterior.log_prob(z).sum(2)
+    log_ratio = torch.distributions.Normal(0, 1).log_prob(z).sum(2) - posterior.log_prob(z).sum(2)
+    log_w = log_x.unflatten(0, (6, 4)) + warmth * log_ratio
     (term,) = recipe.stages[0].game.phases[0].terms
     expected = -(log_w.logsumexp(1) - math.log(4)).mean()
     torch.testing.assert_close(term.loss(state), expected, rtol=1e-9, atol=1e-9)
@@ -133,6 +134,7 @@ def test_the_papers_network_and_settings():
     [
         ({"draws": 0}, "draws is 0; it starts at 1"),
         ({"stage_examples": -1}, "stage_examples is -1"),
+        ({"kl_warmup_examples": -1}, "kl_warmup_examples is -1; it starts at 0"),
         ({"binarise": True}, "use --likelihood bernoulli with --binarise"),
         ({"beta1": 1.0}, "beta1 is 1.0"),
         ({"epsilon": 0.0}, "epsilon is 0.0"),

@@ -91,6 +91,11 @@ def test_fcn_score_orders_real_photos_before_wrong_and_empty_ones(tmp_path):
     before = file.stat().st_mtime_ns
     again = trained_segmenter(photos(true), true, settings, cache=tmp_path)
     assert file.stat().st_mtime_ns == before and torch.equal(again(real), segmenter(real))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cached segmenter .* cannot be read"):
+        trained_segmenter(photos(true), true, settings, cache=tmp_path)
+    file.write_bytes(whole)
     other = fcn_score(
         trained_segmenter(photos(true), true, Settings(classes=3, width=4, steps=5)), real, held, real=real
     )

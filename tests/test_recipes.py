@@ -509,6 +509,7 @@ def test_names_and_values_that_do_not_exist_are_refused_with_the_nearest():
         ("vae", {"kl_warmup_examples": -1}, "kl_warmup_examples is -1"),
         ("beta-vae", {"beta": 0.0}, "beta is 0.0; it must be above 0"),
         ("beta-vae", {"capacity_nats": -1.0}, "capacity_nats is -1.0"),
+        ("beta-vae", {"capacity_nats": 5.0, "kl_warmup_examples": 9}, "both schedule the KL; choose one"),
         ("gan", {"critic_plays": 0}, "critic_plays is 0"),
         ("wgan-gp", {"norm_discriminator": "batch"}, "BatchNorm mixes them"),
         ("wgan", {"real_label": 0.9}, "real_label|smoothing"),
@@ -768,3 +769,14 @@ def test_a_step_never_looks_at_a_tensors_value(monkeypatch):
         else:
             for _ in range(2):
                 step(game, progress, lambda batch=batch: batch)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("vae", 1.0), ("beta-vae", 4.0), ("vae-gan", 1.0), ("factor-vae", 1.0)])
+def test_the_kl_warms_up(name, weight):
+    """KL annealing: the encoder's coefficient of the KL rises from 0 to the recipe's own weight."""
+    game = (
+        recipes.build(name, IMAGE, {"latent": 4, "width": 4, "hidden": 0, "kl_warmup_examples": 100})[1].stages[0].game
+    )
+    (coefficient,) = [t.to["encoder"] for p in game.phases for t in p.terms if t.name == "kl"]
+    at = [coefficient(State(game.nets, {}, n, 0, torch.Generator())) for n in (0, 25, 100, 300)]
+    assert at == [0.0, 0.25 * weight, weight, weight]

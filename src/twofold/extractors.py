@@ -24,7 +24,7 @@ from twofold.data import Batches, Data, ordered
 from twofold.errors import InputError, unknown
 from twofold.game import Game, Phase, Player, State, Term, begin, step
 from twofold.nets.build import build_encoder
-from twofold.run import write_file
+from twofold.trained_once import train_once
 
 EXTRACTORS = ("classifier", "pixels", "inception")
 FEATURES = 128
@@ -101,22 +101,11 @@ def trained_classifier(data: Data) -> Extractor:
     Its features are the linear output of its last hidden layer. Its accuracy on the test split (training split, if
     there is none) and a digest of its weights are in the protocol.
     """
-    from safetensors.torch import load_file, save
-
     spec = data.spec
     key = hashlib.sha256(f"{CLASSIFIER_VERSION} {data.fingerprint} {json.dumps(spec.to_json())}".encode()).hexdigest()
     path = cache_folder() / f"classifier-{key[:32]}.safetensors"
     net = _classifier(data)
-    if path.is_file():
-        try:
-            net.load_state_dict(load_file(path))
-        except Exception as error:
-            raise InputError(
-                f"the cached classifier {path} cannot be read ({type(error).__name__}); remove it"
-            ) from None
-    else:
-        _train_classifier(net, data)
-        write_file(path, save({name: w.contiguous() for name, w in net.state_dict().items()}))
+    train_once(net, partial(_train_classifier, net, data), path, what="classifier")
     net.eval()
     accuracy = 100 * _accuracy(net, data)
 

@@ -10,7 +10,8 @@ Policies, each held by a test:
   batch in front of it, but its running statistics (and spectral normalisation's power iteration) are put back.
 - `requires_grad` flags are put back after every play, also after an error.
 - No gradient is computed that nobody uses: parameters of players that cannot move are frozen during the rollout, a
-  backward pass visits the parameters of its row's players only, and rows share a pass where that changes nothing.
+  backward pass visits the parameters of its row's players only, and rows share a pass where that changes nothing but
+  the last digit.
 - Nothing here waits for the device. Exceptions say so where they stand: gates, and `on_nonfinite="skip"`.
 """
 
@@ -428,12 +429,14 @@ def _play(
             rows, functions = _rows(terms, state)
             if observe is not None and not observed:
                 observed |= observe(state)
-            _backward(rows, losses, {term.name: loss_scale * weight * term.every for term in terms}, weights)
+            scales = {term.name: loss_scale * weight * term.every for term in terms}
+            _backward(rows, losses, scales, weights, factors=loss_scale == 1.0)
             moved |= {player for _, players in rows for player in players}
             with torch.no_grad():
                 measured = {name: measure(state) for name, measure in phase.measures.items()}
             for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions | measured).items():
-                values[name] = values[name] + weight * value if name in values else weight * value
+                share = value if weight == 1.0 else weight * value
+                values[name] = values[name] + share if name in values else share
         _note_nonfinite(progress, phase, terms, values)
         if peers.count > 1 or skip_nonfinite:
             gradients = {p: [w.grad for w in weights[p] if w.grad is not None] for p in sorted(moved)}
@@ -506,8 +509,7 @@ def _keeping_buffers(game: Game, certain: set[str], moved: set[str]) -> Iterator
         with torch.no_grad():
             for name, (buffers, before) in kept.items():
                 if name not in moved:
-                    for buffer, value in zip(buffers, before, strict=True):
-                        buffer.copy_(value)
+                    torch._foreach_copy_(buffers, before)
 
 
 Row = list[tuple[str, "float | Tensor"]]
@@ -550,20 +552,32 @@ def _backward(
     losses: Mapping[str, Tensor],
     scales: Mapping[str, float],
     weights: Mapping[str, list[nn.Parameter]],
+    *,
+    factors: bool,
 ) -> None:
-    """Add each row's gradient to its players' `.grad`. `scales` multiplies a term in every row it stands in."""
+    """Add each row's gradient to its players' `.grad`. `scales` multiplies a term in every row it stands in; `factors`
+    allows rows to share a pass whose gradient is multiplied afterwards."""
     for row, players in rows:
         if not any(losses[name].requires_grad for name, _ in row):
             raise ValueError(f"terms {[name for name, _ in row]} do not depend on {players}, which their rows name")
-    rows = _joined(rows, losses, weights)
-    for k, (row, players) in enumerate(rows, 1):
+    passes = _joined(rows, losses, weights, factors=factors)
+    for k, (row, members) in enumerate(passes, 1):
         total = sum_of_products([(coefficient * scales[name], losses[name]) for name, coefficient in row])
-        learning = [w for player in players for w in weights[player]]
+        learning = [w for player in members for w in weights[player]]
+        earlier = {player: [w.grad for w in weights[player]] for player, factor in members.items() if factor != 1.0}
+        for player in earlier:
+            _forget_gradients(weights[player])
         if any(map(is_divided, learning)):
             # The graph's leaves are the gathered weights. `Shard` sees to it that nobody else can learn.
             total.backward()
         else:
-            total.backward(inputs=learning, retain_graph=k < len(rows))
+            total.backward(inputs=learning, retain_graph=k < len(passes))
+        for player, gradients in earlier.items():
+            for weight, gradient in zip(weights[player], gradients, strict=True):
+                if weight.grad is not None:
+                    weight.grad.mul_(members[player])
+                if gradient is not None:
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
 
 def is_divided(x: Tensor) -> bool:
@@ -576,61 +590,86 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if is_divided(x) else x  # type: ignore[attr-defined]
 
 
+LARGEST_FACTOR = 2.0**20
+"""Rows whose common terms differ by more have a backward pass each."""
+
+
 def _joined(
-    rows: list[tuple[Row, list[str]]], losses: Mapping[str, Tensor], weights: Mapping[str, list[nn.Parameter]]
-) -> list[tuple[Row, list[str]]]:
-    """Fewer rows with the same gradients.
+    rows: list[tuple[Row, list[str]]],
+    losses: Mapping[str, Tensor],
+    weights: Mapping[str, list[nn.Parameter]],
+    *,
+    factors: bool,
+) -> list[tuple[Row, dict[str, float]]]:
+    """Fewer rows with the same gradients, and by what each player's is to be multiplied.
 
     Rows that have a term in common (a VAE's decoder: reconstruction; its encoder: KL and reconstruction. CycleGAN's
-    generators: the cycles, and an adversarial term each) may share a backward pass over all their terms, if common
-    terms have equal coefficients and no term that one row lacks depends on its players. Whether it does is read off
-    the autograd graph of this very play, so the result is exact whatever the rollout did.
+    generators: the cycles, and an adversarial term each) may share a backward pass over all their terms, if no term
+    that one row lacks depends on its players, and common terms have coefficients in one ratio: mostly 1; otherwise,
+    with `factors`, one row's gradient is multiplied by the ratio afterwards (VAE-GAN's γ, where the discriminator sees
+    no reconstructions). Whether terms depend on players is read off the autograd graph of this very play, so the result
+    is exact whatever the rollout did, up to the rounding of a ratio's product.
     """
     if len(rows) < 2:
-        return rows
+        return [(row, dict.fromkeys(players, 1.0)) for row, players in rows]
     owner = {id(w): player for player, own in weights.items() for w in own}
     reached: dict[str, set[str]] = {}
 
-    def reaches(terms: Iterable[str], players: Sequence[str]) -> bool:
+    def reaches(terms: Iterable[str], players: Iterable[str]) -> bool:
         for name in terms:
             if name not in reached:
                 reached[name] = _players_in_graph(losses[name], owner)
-            if reached[name] & set(players):
+            if not reached[name].isdisjoint(players):
                 return True
         return False
 
-    joined: list[tuple[dict[str, float | Tensor], list[str]]] = []
+    joined: list[tuple[dict[str, float | Tensor], dict[str, float]]] = []
     for row, players in sorted(rows, key=lambda pair: -len(pair[0])):
         own = dict(row)
+        partners = []
         for total, members in joined:
-            common = own.keys() & total.keys()
-            equal = all(own[n] is total[n] if isinstance(own[n], Tensor) else own[n] == total[n] for n in common)
-            if not common or not equal or reaches(total.keys() - common, players):
+            ratio = _ratio(own, total)
+            if ratio is None or (ratio != 1.0 and not factors):
                 continue
-            if reaches(own.keys() - common, members):
-                continue
-            total.update(own)
-            members.extend(players)
-            break
+            if not reaches(total.keys() - own.keys(), players) and not reaches(own.keys() - total.keys(), members):
+                partners.append((ratio, total, members))
+        if partners:
+            ratio, total, members = min(partners, key=lambda partner: partner[0] != 1.0)
+            total.update({name: c if ratio == 1.0 else c / ratio for name, c in own.items() if name not in total})
+            members.update(dict.fromkeys(players, ratio))
         else:
-            joined.append((own, list(players)))
+            joined.append((own, dict.fromkeys(players, 1.0)))
     order = list(losses)
     return [(sorted(total.items(), key=lambda pair: order.index(pair[0])), members) for total, members in joined]
+
+
+def _ratio(own: Mapping[str, float | Tensor], other: Mapping[str, float | Tensor]) -> float | None:
+    """What turns the other row's coefficients of the common terms into one's own, if one number does."""
+    ratios = set()
+    for name in own.keys() & other.keys():
+        a, b = own[name], other[name]
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            ratios.add(1.0 if a is b else math.nan)
+        else:
+            ratios.add(a / b)
+    ratio = ratios.pop() if len(ratios) == 1 else math.nan
+    return ratio if 1 / LARGEST_FACTOR <= abs(ratio) <= LARGEST_FACTOR else None
 
 
 def _players_in_graph(loss: Tensor, owner: Mapping[int, str]) -> set[str]:
     """The players among whose parameters the loss's autograd graph ends."""
     found: set[str] = set()
-    seen, stack = set(), [loss.grad_fn]
+    stack: list[Any] = [loss.grad_fn]
+    seen = {None, *stack}
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = id(getattr(node, "variable", None))
-        if leaf in owner:
+        following = node.next_functions if node is not None else ()
+        if not following and (leaf := id(getattr(node, "variable", None))) in owner:
             found.add(owner[leaf])
-        stack.extend(parent for parent, _ in node.next_functions)
+        for parent, _ in following:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
     return found
 
 
@@ -646,6 +685,11 @@ def sum_of_products(pairs: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
 def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], values: Mapping[str, Tensor]) -> None:
     """Remember on the device, without waiting for it, the first step at which each term was not finite."""
     first_bad = progress.first_bad[phase.name]
+    if first_bad.device.type == "cpu":  # never behind, and a look costs less than a kernel
+        for k, term in enumerate(phase.terms):
+            if term.name in values and not math.isfinite(values[term.name].item()) and first_bad[k] < 0:
+                first_bad[k] = progress.step
+        return
     finite = torch.stack([values[term.name].float() for term in terms]).isfinite()
     if len(terms) == len(phase.terms):
         first_bad.copy_(torch.where(finite | (first_bad >= 0), first_bad, progress.step))

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twofold.coefficients import Ramp
 from twofold.errors import InputError
 from twofold.game import Batch, Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior, sample_normal, split_mean_log_var
@@ -145,16 +146,25 @@ def elbo(nets: nn.ModuleDict, x: Tensor, *, y: Tensor | None = None, generator: 
 
 
 def log_weights(
-    nets: nn.ModuleDict, x: Tensor, *, k: int, y: Tensor | None = None, generator: torch.Generator
+    nets: nn.ModuleDict,
+    x: Tensor,
+    *,
+    k: int,
+    y: Tensor | None = None,
+    generator: torch.Generator,
+    kl_weight: float = 1.0,
 ) -> Tensor:
-    """log p(x, z_i) - log q(z_i | x) for k draws z_i of q(z|x), (n, k): the importance weights of Burda et al. 2016."""
+    """log p(x, z_i) - log q(z_i | x) for k draws z_i of q(z|x), (n, k): the importance weights of Burda et al. 2016.
+
+    kl_weight: multiplies log p(z_i) - log q(z_i | x), whose mean is the negative KL; below 1 while training warms up.
+    """
     mean, log_var = (v.repeat_interleave(k, 0) for v in split_mean_log_var(nets["encoder"](x, y)))
     z = sample_normal(mean, log_var, generator=generator)
     params = nets["decoder"](z, None if y is None else y.repeat_interleave(k, 0))
     log_likelihood = -likelihood_of(nets).nll(params, x.repeat_interleave(k, 0))
     log_prior = -normal_nll(torch.zeros_like(z), z)
     log_posterior = -normal_nll(mean, z, log_std=0.5 * log_var)
-    return (log_likelihood + log_prior - log_posterior).unflatten(0, (len(x), k))
+    return (log_likelihood + kl_weight * (log_prior - log_posterior)).unflatten(0, (len(x), k))
 
 
 def iw_bound(
@@ -166,6 +176,13 @@ def iw_bound(
     parts = [min(size, k - start) for start in range(0, k, size)]
     weights = torch.cat([log_weights(nets, x, k=part, y=y, generator=generator) for part in parts], dim=1)
     return {"log_prob_nats": importance_weighted_bound(weights)}
+
+
+def warmed_up(weight: float, examples: int) -> Coefficient:
+    """KL annealing (Bowman et al. 2016): a weight that rises from 0 over so many examples; 0: it is there at once."""
+    if examples < 0:
+        raise InputError(f"kl_warmup_examples is {examples}; it starts at 0")
+    return Ramp(0.0, weight, examples) if examples else weight
 
 
 def kl_term(weight: Coefficient, *, free_bits_nats: float = 0.0) -> Term:

@@ -29,7 +29,7 @@ from twofold import recipes
 from twofold.compiling import Compiled, CompileError, compiled
 from twofold.compiling import check as check_compile
 from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
-from twofold.device import LossScale, autocast, choose_device, peak_memory_bytes
+from twofold.device import LossScale, autocast, choose_device, keeping_memory, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import Game, NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.health import Monitor, alarm_names, stored_events
@@ -259,7 +259,7 @@ def train(
 def _trained(plan: Plan, out: str | Path | None, resume: bool, watch: Watch, writer: Any) -> Model:
     with (
         _opened(plan, out, resume) as run,
-        _own_randomness(plan),
+        _surroundings(plan),
         compiled(plan.recipe.nets, plan.settings.compile) as calls,
         _stop_requests() as requests,
     ):
@@ -447,14 +447,15 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise InputError("a run of several stages divides its examples among them, so resume cannot change --examples")
 
 
-# Randomness and interruption.
+# Randomness, memory and interruption.
 
 
 @contextmanager
-def _own_randomness(plan: Plan) -> Iterator[None]:
-    """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards."""
+def _surroundings(plan: Plan) -> Iterator[None]:
+    """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards. And
+    keep memory from step to step."""
     devices = [plan.device] if plan.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), keeping_memory(plan.device):
         torch.manual_seed(plan.settings.seed)
         yield
 
@@ -1048,7 +1049,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
             f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
         )
     averages: dict[str, nn.Module] = {}
-    with _own_randomness(plan), compiled(plan.recipe.nets, settings.compile) as calls:
+    with _surroundings(plan), compiled(plan.recipe.nets, settings.compile) as calls:
         for k, stage in enumerate(stages):
             start, going_on = sum(plan.lengths[:k]), progress is not None
             if progress is None or k:
@@ -1152,7 +1153,7 @@ def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
     """
     stream, settings = batches(plan), plan.settings
     game = plan.recipe.stages[0].game
-    with _own_randomness(plan), compiled(plan.recipe.nets, settings.compile) as calls:
+    with _surroundings(plan), compiled(plan.recipe.nets, settings.compile) as calls:
         progress = begin(game, seed=settings.seed, fused=settings.fused)
         draw = _drawing(plan, stream, plan.recipe.stages[0], progress, 0, None)
 

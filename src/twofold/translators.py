@@ -146,6 +146,11 @@ def distance(one: str, other: str) -> Callable[[State], Tensor]:
     return loss
 
 
+def deceiving(loss: PatchLoss | AdversarialLoss, which: str) -> Callable[[State], Tensor]:
+    """The generator's loss by what the discriminator called `which` says of generated examples."""
+    return lambda state: loss.generator(state[f"{which}_fake_logits"])
+
+
 def translating_player(config: Any, net: nn.Module, rate: float | None = None) -> Player:
     """A player with Adam at Config's `learning_rate`, falling to 0 after `constant_examples` over `decay_examples`."""
     adam = partial(torch.optim.Adam, lr=rate or config.learning_rate, betas=(config.beta1, 0.999))

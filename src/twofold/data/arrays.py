@@ -125,8 +125,13 @@ class Mapped:
         return self.reading(self.array[indices.numpy()])
 
     def identity(self) -> bytes:
-        seen = [(path.name, path.stat()) for path in self.paths]
-        return "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in seen).encode()
+        return identity_of(self.paths)
+
+
+def identity_of(files: Sequence[Path]) -> bytes:
+    """Names, sizes and times of files: what changes when they do."""
+    seen = [(path.name, path.stat()) for path in files]
+    return "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in seen).encode()
 
 
 def data_from_arrays(

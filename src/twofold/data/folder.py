@@ -59,7 +59,7 @@ class Pictures:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.int32 if self.format.sixteen_bit else torch.uint8
+        return dtype_of(self.format)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,8 +75,7 @@ class Pictures:
 def decoded(files: Sequence[Path | BinaryIO], names: Sequence[str], pixel_format: PixelFormat, *, what: str) -> Tensor:
     """The pictures' raw values, (pictures, channels, height, width). Raises `InputError` with the name of a `what`
     that cannot be decoded."""
-    dtype = torch.int32 if pixel_format.sixteen_bit else torch.uint8
-    pictures = torch.empty((len(files), *pixel_format.shape), dtype=dtype)
+    pictures = torch.empty((len(files), *pixel_format.shape), dtype=dtype_of(pixel_format))
 
     def fill(i: int) -> None:
         try:
@@ -105,7 +104,7 @@ def load_folder(root: Path, options: Options) -> Data:
     train, test = _inspected(train, test, root, options, notes)
     pixel_format = common_format([*train, *(test or [])], root, options, notes)
     shape = (len(train) + len(test or []), *pixel_format.shape)
-    hold = held_in_memory(shape, torch.int32 if pixel_format.sixteen_bit else torch.uint8, options)
+    hold = held_in_memory(shape, dtype_of(pixel_format), options)
     examples: Tensor | Examples
     test_examples: Tensor | Examples | None
     if hold:
@@ -124,6 +123,11 @@ def load_folder(root: Path, options: Options) -> Data:
     spec = replace(spec_of(pixel_format), classes=classes, class_names=names)
     name = root.resolve().name or "folder"
     return Data(name, spec, train_split, test_split, tuple(notes), fingerprint(spec, [train_split, test_split]))
+
+
+def dtype_of(pixel_format: PixelFormat) -> torch.dtype:
+    """What pictures in this format are stored as."""
+    return torch.int32 if pixel_format.sixteen_bit else torch.uint8
 
 
 def spec_of(pixel_format: PixelFormat) -> Spec:
@@ -340,7 +344,7 @@ def _decoded(
 ) -> tuple[list[Found], list[Found] | None, Tensor, Tensor | None]:
     """Every picture in memory. A file may break only here: its header was whole, its pixels are not."""
     everything = [*train, *(test or [])]
-    dtype = torch.int32 if pixel_format.sixteen_bit else torch.uint8
+    dtype = dtype_of(pixel_format)
     pixels = torch.empty((len(everything), *pixel_format.shape), dtype=dtype)
 
     def fill(i: int) -> str | None:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twofold.data.arrays import Options, data_from_arrays, held_in_memory, split_by
+from twofold.data.arrays import Options, data_from_arrays, held_in_memory, identity_of, split_by
 from twofold.data.cache import decoded_once
 from twofold.data.catalogue import HUB
-from twofold.data.folder import Found, common_format, decoded, report_bad, spec_of
+from twofold.data.folder import Found, common_format, decoded, dtype_of, report_bad, spec_of
 from twofold.data.images import CHANNELS
 from twofold.data.labels import LABEL_COLUMNS, classes_of
 from twofold.data.picture import PixelFormat, Seen, Unreadable, inspect
@@ -63,7 +63,7 @@ def load_hub(source: str | Path, options: Options) -> Data:
     parts = [train] if test is None else [train, test]
     y = [_labels(table, labels) for table in parts] if labels else None
     options = replace(options, labels=None)
-    read = _pictures if _is_image(train, column) else _arrays
+    read = _pictures if _kind(train, column) == "images" else _arrays
     data = read(name, [_Cells.of(table, column) for table in parts], y, options, notes)
     names = getattr(train.features[labels], "names", None) if labels else None
     if not names:
@@ -138,10 +138,6 @@ def _kind(table: Any, column: str) -> str:
     return "arrays" if depth else "numbers"
 
 
-def _is_image(table: Any, column: str) -> bool:
-    return _kind(table, column) == "images"
-
-
 def _column(table: Any, name: str, wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in table.column_names:
@@ -211,8 +207,7 @@ class _Cells:
         return _rows(self.table, rows.tolist() if isinstance(rows, np.ndarray) else rows)
 
     def identity(self) -> bytes:
-        status = [(file.name, file.stat()) for file in self.files]
-        return "\n".join(f"{name} {seen.st_size} {seen.st_mtime_ns}" for name, seen in status).encode()
+        return identity_of(self.files)
 
 
 # Images.
@@ -233,7 +228,7 @@ class CellPictures:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.int32 if self.format.sixteen_bit else torch.uint8
+        return dtype_of(self.format)
 
     def __len__(self) -> int:
         return len(self.where)
@@ -256,9 +251,7 @@ def _pictures(name: str, parts: list[_Cells], y: list[np.ndarray] | None, option
     good = [_inspected(cells, root, kinds, options, notes) for cells in parts]
     pixel_format = common_format(list(kinds.values()), root, options, notes)
     splits, counts = [], [len(where) for where in good]
-    hold = held_in_memory(
-        (sum(counts), *pixel_format.shape), torch.int32 if pixel_format.sixteen_bit else torch.uint8, options
-    )
+    hold = held_in_memory((sum(counts), *pixel_format.shape), dtype_of(pixel_format), options)
     if not hold:
         notes.append("too large to hold in memory: decoded on access")
     labels, classes, names = None, None, None

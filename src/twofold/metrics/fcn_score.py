@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from twofold.errors import InputError
 from twofold.metrics.record import Result, count_text, half_sample_errors
+from twofold.trained_once import train_once
 
 NO_CLASS = -1
 """The number of pixels that no class is known of; they count nowhere."""
@@ -158,17 +160,7 @@ def trained_segmenter(photos: Tensor, true: Tensor, settings: Settings, *, cache
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = Segmenter(settings)
-    if path is not None and path.is_file():
-        from safetensors.torch import load_file
-
-        net.load_state_dict(load_file(path))
-        return net.eval()
-    _train(net, photos, true)
-    if path is not None:
-        from safetensors.torch import save_file
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(net.state_dict(), path)
+    train_once(net, partial(_train, net, photos, true), path, what="segmenter")
     return net.eval()
 
 

@@ -39,6 +39,7 @@ from twofold.rollouts import (
     likelihood_for,
     variational_autoencoder,
     variational_networks,
+    warmed_up,
 )
 from twofold.spec import Spec
 from twofold.terms.divergence import capacity, kl_normal
@@ -48,6 +49,7 @@ from twofold.terms.likelihood import LIKELIHOODS
 @dataclass(frozen=True)
 class Config:
     beta: float = option(4.0, "weight of the KL; above 1 favours independent latent dimensions")
+    kl_warmup_examples: int = option(0, "the KL's coefficient rises from 0 to β over this many examples; 0: no warm-up")
     capacity_nats: float = option(0.0, "final target C of the KL (Burgess et al. 2018); 0: plain β-VAE")
     capacity_examples: int = option(1_000_000, "C rises from 0 to capacity_nats over this many examples")
     latent: int = option(10, "size of the code z")
@@ -84,8 +86,9 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.beta > 0, f"beta is {config.beta}; it must be above 0")
     require(config.capacity_nats >= 0, f"capacity_nats is {config.capacity_nats}; it starts at 0")
-    kl = kl_term(config.beta)
+    kl = kl_term(warmed_up(config.beta, config.kl_warmup_examples))
     if config.capacity_nats:
+        require(not config.kl_warmup_examples, "capacity_nats and kl_warmup_examples both schedule the KL; choose one")
         target = Ramp(0.0, config.capacity_nats, config.capacity_examples)
 
         def distance_to_capacity(state: State):

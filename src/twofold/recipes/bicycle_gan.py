@@ -51,6 +51,7 @@ from twofold.terms.matching import l1_per_value
 from twofold.translators import (
     PATCH_LOSSES,
     PatchLoss,
+    deceiving,
     distance,
     patch_discriminator,
     patch_loss,
@@ -180,9 +181,9 @@ def _terms(config: Config, loss: PatchLoss, players: dict[str, Player]) -> list[
         both = {"encoder": config.l1_weight, "generator": config.l1_weight}
         terms.append(Term("l1", distance("x_encoded", "x"), to=both))
         both = {"encoder": weight, "generator": weight}
-        terms.append(Term("adversarial_encoded", _deceiving(loss, "encoded"), to=both))
+        terms.append(Term("adversarial_encoded", deceiving(loss, "encoded"), to=both))
     if config.random:
-        terms.append(Term("adversarial_random", _deceiving(loss, "random"), to={"generator": weight}))
+        terms.append(Term("adversarial_random", deceiving(loss, "random"), to={"generator": weight}))
     if config.random and config.style_weight:
         reached = ("encoder", "generator") if config.style_to_encoder else ("generator",)
         terms.append(Term("style_l1", _style_distance, to=dict.fromkeys(reached, config.style_weight)))
@@ -195,10 +196,6 @@ def _terms(config: Config, loss: PatchLoss, players: dict[str, Player]) -> list[
 
 def _style_distance(state: State) -> Tensor:
     return l1_per_value(state["z_rec"], state["z"]).mean()
-
-
-def _deceiving(loss: PatchLoss, half: str) -> Callable[[State], Tensor]:
-    return lambda state: loss.generator(state[f"{half}_fake_logits"])
 
 
 def _judging(loss: PatchLoss, half: str) -> Callable[[State], Tensor]:

@@ -44,7 +44,7 @@ from twofold.recipe import Recipe, option
 from twofold.rollouts import squash
 from twofold.spec import Spec
 from twofold.terms.adversarial import AdversarialLoss, build_adversarial
-from twofold.translators import PATCH_LOSSES, VECTOR_WIDTH, sides
+from twofold.translators import PATCH_LOSSES, VECTOR_WIDTH, deceiving, sides
 
 DOMAINS = ("a", "x")
 
@@ -131,7 +131,7 @@ def build(config: Config, spec: Spec) -> Recipe:
             Phase(
                 "generators",
                 deceive,
-                [Term(f"adversarial_{d}", _deceiving(loss, d), to={trunk[d]: 1.0, f"head_{d}": 1.0}) for d in DOMAINS],
+                [Term(f"adversarial_{d}", deceiving(loss, d), to={trunk[d]: 1.0, f"head_{d}": 1.0}) for d in DOMAINS],
             ),
         ],
     )
@@ -170,10 +170,6 @@ def _judge(config: Config, spec: Spec, width: int) -> nn.Module:
 
 def _judging(loss: AdversarialLoss, d: str) -> Callable[[State], Tensor]:
     return lambda state: loss.discriminator(state[f"{d}_real_logits"], state[f"{d}_fake_logits"])
-
-
-def _deceiving(loss: AdversarialLoss, d: str) -> Callable[[State], Tensor]:
-    return lambda state: loss.generator(state[f"{d}_fake_logits"])
 
 
 def _abilities(latent: int, trunk: dict[str, str]) -> dict[str, Callable[..., Any]]:

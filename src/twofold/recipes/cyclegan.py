@@ -54,6 +54,7 @@ from twofold.spec import Spec
 from twofold.translators import (
     PATCH_LOSSES,
     PatchLoss,
+    deceiving,
     distance,
     patch_discriminator,
     patch_loss,
@@ -169,7 +170,7 @@ def build(config: Config, spec: Spec) -> Recipe:
 
     terms = [
         *(
-            Term(f"adversarial_{d}", _deceiving(loss, d), to={f"generator_{d}": config.adversarial_weight})
+            Term(f"adversarial_{d}", deceiving(loss, d), to={f"generator_{d}": config.adversarial_weight})
             for d in ("x", "a")
         ),
         *(
@@ -209,10 +210,6 @@ def _judged(state: State, d: str, real: Tensor, fake: Tensor) -> dict[str, Tenso
         return out | {f"{d}_fake_logits": unseen}
     new = discriminator(fake[shown.new])
     return out | {f"{d}_new_logits": new, f"{d}_fake_logits": torch.cat([new, unseen])}
-
-
-def _deceiving(loss: PatchLoss, d: str) -> Callable[[State], Tensor]:
-    return lambda state: loss.generator(state[f"{d}_fake_logits"])
 
 
 def _judging(loss: PatchLoss, d: str) -> Callable[[State], Tensor]:

@@ -55,6 +55,7 @@ from twofold.rollouts import (
     variational_abilities,
     variational_networks,
     variational_players,
+    warmed_up,
 )
 from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
@@ -65,6 +66,7 @@ from twofold.terms.likelihood import LIKELIHOODS
 @dataclass(frozen=True)
 class Config:
     gamma: float = option(10.0, "γ: weight of the total correlation; the paper tries 1 to 100")
+    kl_warmup_examples: int = option(0, "the KL's coefficient rises from 0 to 1 over this many examples; 0: no warm-up")
     latent: int = option(10, "size of the code z")
     likelihood: str = option("normal", "p(x|z); the paper's sprites are binary: bernoulli", choices=LIKELIHOODS)
     likelihood_scale: str = option(
@@ -126,7 +128,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         return 0.5 * (bce_real(state["joint_logits"]).mean() + bce_fake(state["product_logits"]).mean())
 
     terms = (
-        kl_term(1.0),
+        kl_term(warmed_up(1.0, config.kl_warmup_examples)),
         Term("total_correlation", lambda s: total_correlation(s["joint_logits"]), to={"encoder": config.gamma}),
         reconstruction_term(),
         Term("adversarial_discriminator", discriminator_loss, to={"discriminator": 1.0}),

@@ -20,7 +20,9 @@ training: binary images drawn anew from the grey values at every presentation, k
 eight stages of 3^0 … 3^7 passes over the data, 3,280 in all.
 
 Deviations: their Adam starts its second moments at 1 and theirs starts the output's bias at the data's mean, ours do
-not; the stages count 60,000 training images. Only one stochastic layer. As in `vae`, a Normal likelihood with one
+not; the stages count 60,000 training images. Only one stochastic layer. `--kl-warmup-examples` is none of theirs: until
+it ends the weights are p(x|z_i) (p(z_i) / q(z_i|x))^t with t from 0 to 1, as VAEs anneal their KL, so that a learned
+scale does not grow to the data's before codes are of use. As in `vae`, a Normal likelihood with one
 learned scale is the default.
 """
 
@@ -46,6 +48,7 @@ from twofold.rollouts import (
     variational_abilities,
     variational_networks,
     variational_players,
+    warmed_up,
 )
 from twofold.spec import Spec
 from twofold.terms.divergence import importance_weighted_bound
@@ -55,6 +58,9 @@ from twofold.terms.likelihood import LIKELIHOODS
 @dataclass(frozen=True)
 class Config:
     draws: int = option(5, "k: draws of the posterior for each example")
+    kl_warmup_examples: int = option(
+        0, "log p(z) - log q(z|x) inside the weights counts from 0 to 1 over this many examples; 0: no warm-up"
+    )
     latent: int = option(16, "size of the code z")
     likelihood: str = option("normal", "p(x|z)", choices=LIKELIHOODS)
     likelihood_scale: str = option(
@@ -132,12 +138,19 @@ def build(config: Config, spec: Spec) -> Recipe:
         xavier_init(encoder)
         xavier_init(decoder)
 
+    warm_up = warmed_up(1.0, config.kl_warmup_examples)
+
     def rollout(state: State) -> dict[str, Tensor]:
         x = state.batch["x"]
         if config.binarise:
             x = draw_binary(x, generator=state.generator)
         y = labels(state.batch, config.conditional)
-        return {"log_weights": log_weights(state.nets, x, k=config.draws, y=y, generator=state.generator)}
+        weight = warm_up(state) if callable(warm_up) else warm_up
+        return {
+            "log_weights": log_weights(
+                state.nets, x, k=config.draws, y=y, generator=state.generator, kl_weight=float(weight)
+            )
+        }
 
     adam = partial(torch.optim.Adam, lr=config.learning_rate, betas=(config.beta1, 0.999), eps=config.epsilon)
     stages = Stages(config.stage_examples) if config.stage_examples else None

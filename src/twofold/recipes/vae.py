@@ -20,9 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofold.coefficients import Ramp
-from twofold.recipe import Recipe, option, require
-from twofold.rollouts import VARIATIONAL_OPTIMIZERS, kl_term, variational_autoencoder, variational_networks
+from twofold.recipe import Recipe, option
+from twofold.rollouts import VARIATIONAL_OPTIMIZERS, kl_term, variational_autoencoder, variational_networks, warmed_up
 from twofold.spec import Spec
 from twofold.terms.likelihood import LIKELIHOODS
 
@@ -64,11 +63,9 @@ def paper() -> Config:
 
 def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
-    require(config.kl_warmup_examples >= 0, f"kl_warmup_examples is {config.kl_warmup_examples}; it starts at 0")
-    weight = Ramp(0.0, 1.0, config.kl_warmup_examples) if config.kl_warmup_examples else 1.0
     return variational_autoencoder(
         config,
         spec,
-        kl=kl_term(weight, free_bits_nats=config.free_bits_nats),
+        kl=kl_term(warmed_up(1.0, config.kl_warmup_examples), free_bits_nats=config.free_bits_nats),
         networks=variational_networks(config, spec, activation=config.activation),
     )

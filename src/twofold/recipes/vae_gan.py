@@ -45,7 +45,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twofold.coefficients import Decay, Equilibrium, Ramp, product
+from twofold.coefficients import Decay, Equilibrium, product
 from twofold.game import Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior
 from twofold.nets.augment import POLICIES, augmentation, check_augment
@@ -61,6 +61,7 @@ from twofold.rollouts import (
     kl_term,
     labels,
     posterior,
+    warmed_up,
 )
 from twofold.spec import Spec
 from twofold.terms.adversarial import bce_fake, bce_real
@@ -139,7 +140,6 @@ def build(config: Config, spec: Spec) -> Recipe:
     """The recipe for data that looks like `spec`."""
     require(config.feature_std is None or config.feature_std > 0, f"feature_std is {config.feature_std}, not above 0")
     require(config.gamma >= 0, f"gamma is {config.gamma}; it starts at 0")
-    require(config.kl_warmup_examples >= 0, f"kl_warmup_examples is {config.kl_warmup_examples}; it starts at 0")
     check_augment(config.augment, spec)
     classes = classes_for(spec, config.conditional)
     sizes: dict[str, Any] = {
@@ -209,7 +209,7 @@ def build(config: Config, spec: Spec) -> Recipe:
         decoder_gate, discriminator_gate = rule.decoder, rule.discriminator
 
     terms = (
-        kl_term(Ramp(0.0, 1.0, config.kl_warmup_examples) if config.kl_warmup_examples else 1.0),
+        kl_term(warmed_up(1.0, config.kl_warmup_examples)),
         Term(
             "feature_reconstruction",
             feature_loss,
