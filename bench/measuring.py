@@ -8,6 +8,7 @@ convolutions, forward and backward) and divided by what the same process reaches
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import math
@@ -147,6 +148,11 @@ class Setting:
         return ", ".join(words).replace("_", " ")
 
 
+COMPILING = ExitStack()
+"""Open as long as the process measures: a step compiles when it is first taken."""
+atexit.register(COMPILING.close)
+
+
 def game_step(
     name: str,
     batch: Mapping[str, Tensor],
@@ -156,6 +162,7 @@ def game_step(
 ) -> tuple[nn.ModuleDict, Step]:
     """(a copy of the networks before training, step) of a recipe, on one batch that is there already."""
     from twofold import recipes
+    from twofold.compiling import compiled
     from twofold.device import autocast
     from twofold.game import begin, step
 
@@ -166,13 +173,11 @@ def game_step(
     if setting.channels_last:
         game.nets.to(memory_format=torch.channels_last)
         batch = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()}
-    if setting.compiled:
-        for player in game.players.values():
-            player.net.compile()
+    calls = COMPILING.enter_context(compiled(recipe.nets, "inductor" if setting.compiled else None))
     progress = begin(game, fused=setting.fused)
 
     def play() -> None:
-        with autocast(torch.device("cpu"), setting.precision):
+        with autocast(torch.device("cpu"), setting.precision), calls.stepping():
             step(game, progress, lambda: batch)
 
     return start, play

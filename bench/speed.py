@@ -157,6 +157,13 @@ def floor(report: Report, arguments: argparse.Namespace) -> None:
         row(name, images, f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", quartiles(ratios), memory, rate)
 
 
+SETTINGS = [
+    *("float32 fused", "bf16", "bf16 fused", "float32 channels_last"),
+    *("float32 compiled", "bf16 compiled", "bf16 fused compiled", "bf16 fused channels_last compiled"),
+]
+"""Ways to take our step, where none are named."""
+
+
 def settings(report: Report, arguments: argparse.Namespace) -> None:
     """Our step at default networks, with each of the things that may make it faster."""
     from twofold.spec import Spec
@@ -170,7 +177,7 @@ def settings(report: Report, arguments: argparse.Namespace) -> None:
     batch = {"x": torch.rand(64, 1, 28, 28) * 2 - 1}
     for name, (_, options) in HANDS.items():
         default = game_step(name, batch, spec, options)[1]
-        for setting in chosen(arguments.settings or ["float32 fused", "bf16", "bf16 fused", "float32 channels_last"]):
+        for setting in chosen(arguments.settings or SETTINGS):
             step = game_step(name, batch, spec, options, setting)[1]
             a, b, ratios = alternate(step, default, turns=arguments.turns, steps=arguments.steps)
             row(name, setting, f"{1e3 * b:.1f}", f"{1e3 * a:.1f}", quartiles(ratios))

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twofold.compiling import compiled
 from twofold.data import Batches
 from twofold.game import begin, step
 from twofold.processes import ALONE, Processes
 from twofold.sharding import Shard
-from twofold.training import Settings, _drawing, batches, prepare
+from twofold.training import Settings, _drawing, _step, batches, prepare
 
 
 def played(
@@ -24,23 +25,26 @@ def played(
     dtype: str = "float64",
     batch_size: int = 16,
     seed: int = 0,
+    compile: str | None = None,
+    channels_last: bool = False,
     **options,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """So many steps of each stage, one stage after the other: all weights, running statistics and memory, and the
     values of each step."""
-    settings = Settings(batch_size=batch_size, seed=seed)
+    settings = Settings(batch_size=batch_size, seed=seed, compile=compile, channels_last=channels_last)
     plan = prepare(name, data=data, settings=settings, device="cpu", processes=processes, **options)
     plan.recipe.nets.to(getattr(torch, dtype))
     stream = _InPrecision(batches(plan), getattr(torch, dtype))
     values = []
     torch.manual_seed(seed)
-    for k, stage in enumerate(plan.recipe.stages):
-        progress = begin(stage.game, seed=seed + k)
-        draw = _drawing(plan, stream, stage, progress, 0, None)
-        for _ in range(steps):
-            with processes.noise(progress.generator, batch_size // processes.count):
-                play = step(stage.game, progress, draw, peers=processes)
-            values.append({name: float(value) for name, value in play.items()})
+    with compiled(plan.recipe.nets, compile) as calls:
+        for k, stage in enumerate(plan.recipe.stages):
+            progress = begin(stage.game, seed=seed + k)
+            draw = _drawing(plan, stream, stage, progress, 0, None)
+            for _ in range(steps):
+                with processes.noise(progress.generator, batch_size // processes.count):
+                    play = _step(plan, calls, stage.game, progress, draw, peers=processes)
+                values.append({name: float(value) for name, value in play.items()})
     return dict(plan.recipe.nets.state_dict()), values
 
 

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "translators",
     },
     "device": {"errors"},
+    "compiling": {"errors", "terms"},
     "run": {"errors"},
     "pictures": BASE,
     "report": {"errors", "run", "pictures"},
@@ -87,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training": {
         *BASE,
+        "compiling",
         "data",
         "device",
         "game",
@@ -143,6 +145,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
 } | {
     "data": {"torch", "numpy"},
     "device": {"torch"},
+    "compiling": {"torch"},
     "overview": {"torch"},
     "pictures": {"numpy"},
     "model": {"torch", "numpy"},

@@ -96,6 +96,7 @@ CASES = {
     "vae-gan": ("vae-gan", {}),
     "vae-gan-released": ("vae-gan-released", {}),
     "iwae": ("iwae", {}),
+    "dcgan-compiled": ("dcgan", {"compile": "aot_eager"}),
 }
 CODES = {"latent": 3, "codes": 16, "restart_examples": 32}
 AVERAGED = ("vq-vae", {**CODES, "width": 16, "halvings": 1, "codebook": "ema"})
@@ -302,6 +303,11 @@ def test_resume_across_a_change_of_process_count(together, tmp_path):
         alone(together / f"{case}-half", case, resume=True)
         alone(tmp_path / case, case)
         assert distance(tmp_path / case, together / f"{case}-half") < 1e-3
+
+
+def test_compiled_steps_work_in_two_processes(together):
+    """BatchNorm's exchange in the middle of a compiled network included."""
+    assert distance(together / "dcgan", together / "dcgan-compiled") < 1e-6
 
 
 def test_only_the_main_process_writes_and_all_are_refused_alike(together):

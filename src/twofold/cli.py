@@ -387,6 +387,7 @@ def _recipe_named(parser: argparse.ArgumentParser, words: list[str]) -> str | No
     values = {
         flag: 1 if action.nargs is None else int(action.nargs)
         for action in parser._actions
+        if action.nargs != "?"  # which the next word may belong to or not, as with the recipe's
         for flag in action.option_strings
     }
     names: list[str] = []
@@ -543,6 +544,17 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fused", action="store_true", help="one kernel for each update by Adam: faster, equal up to rounding"
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        choices=("inductor", "aot_eager"),
+        metavar="BACKEND",
+        help="torch.compile the networks with inductor (default) or aot_eager: equal up to rounding",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="lay images out by pixel in memory: equal up to rounding"
     )
     parser.add_argument("--flip", action="store_true", help="mirror images left-right at random")
     parser.add_argument("--crop", type=_whole, default=0, metavar="P", help="move images by up to P pixels at random")

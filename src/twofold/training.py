@@ -26,10 +26,12 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import recipes
+from twofold.compiling import Compiled, CompileError, compiled
+from twofold.compiling import check as check_compile
 from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
 from twofold.device import LossScale, autocast, choose_device, keeping_memory, peak_memory_bytes
 from twofold.errors import InputError
-from twofold.game import NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
+from twofold.game import Game, NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.health import Monitor, alarm_names, stored_events
 from twofold.model import Model, evaluating, record_of, restore
 from twofold.probing import Probes, observe
@@ -65,7 +67,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a term was not finite. The message names the term and the last good checkpoint."""
+    """Training cannot go on: a term was not finite, or a network could not be compiled. The message names it."""
 
 
 class AlarmError(RuntimeError):
@@ -95,6 +97,10 @@ class Settings:
     precision: str = "float32"
     fused: bool = False
     """One kernel for each whole update by Adam or AdamW: faster, equal up to rounding."""
+    compile: str | None = None
+    """The backend by which torch.compile makes code of each network's calls in a step; equal up to rounding."""
+    channels_last: bool = False
+    """Lay the channels of images and of convolutions' weights side by side in memory; equal up to rounding."""
     flip: bool = False
     """Mirror images at random."""
     crop: int = 0
@@ -176,6 +182,8 @@ def train(
     device: str | None = None,
     precision: str = "float32",
     fused: bool = False,
+    compile: bool | str = False,
+    channels_last: bool = False,
     flip: bool = False,
     crop: int = 0,
     accumulate: int = 1,
@@ -200,6 +208,7 @@ def train(
             `keep_best` may change.
         shard: divide weights, gradients and optimizer state of a network that learns alone in its stage among the
             processes (FSDP). Neither the result nor the checkpoints depend on it.
+        compile: True for torch.compile with "inductor", or the name of a backend.
         tensorboard: also write TensorBoard events into the run directory.
         data_options: `size`, `channels`, `value_range`, `labels`, `strict`, `holdout`, `classes`; see
             `twofold.data.load`.
@@ -216,7 +225,19 @@ def train(
     (2, 8, 8)
     """
     settings = Settings(
-        examples, batch_size, seed, precision, fused, flip, crop, accumulate, on_nonfinite, stop_on, keep_best
+        examples=examples,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        fused=fused,
+        compile=("inductor" if compile is True else compile) or None,
+        channels_last=channels_last,
+        flip=flip,
+        crop=crop,
+        accumulate=accumulate,
+        on_nonfinite=on_nonfinite,
+        stop_on=stop_on,
+        keep_best=keep_best,
     )
     with joined(device) as processes:
         plan = prepare(
@@ -236,15 +257,20 @@ def train(
 
 
 def _trained(plan: Plan, out: str | Path | None, resume: bool, watch: Watch, writer: Any) -> Model:
-    with _opened(plan, out, resume) as run, _surroundings(plan), _stop_requests() as requests:
-        session = _Session(plan, run, watch, requests, writer)
+    with (
+        _opened(plan, out, resume) as run,
+        _surroundings(plan),
+        compiled(plan.recipe.nets, plan.settings.compile) as calls,
+        _stop_requests() as requests,
+    ):
+        session = _Session(plan, run, watch, requests, writer, calls)
         resumed = session.restore()
         watch.start(plan)
         try:
             session.play(resumed)
         finally:
             watch.stop()
-    return session.model()
+    return _usual_layout(session.model())
 
 
 def prepare(
@@ -266,12 +292,22 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config, recipe = recipes.build(name, loaded.spec, options)
+    if settings.channels_last and not any(w.dim() == 4 for w in recipe.nets.parameters()):
+        raise InputError(
+            f"channels_last is a layout of images and convolutions, and {name} has none here; leave it out"
+        )
+    if settings.compile is not None:
+        check_compile(settings.compile, where)
+        if shard:
+            raise InputError("compile cannot be used with shard, which cuts the weights up; leave one of them out")
     if shard:
         check_shard(recipe.stages, processes)
     if processes.count > 1:
         _refuse_uneven(recipe, settings, processes)
         synchronise(recipe.nets)
     recipe.nets.to(where)
+    if settings.channels_last:
+        recipe.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     record = {
         "source": str(data) if isinstance(data, (str, Path)) else None,
         "name": loaded.name,
@@ -386,13 +422,17 @@ MAY_CHANGE = ("examples", "stop_on", "keep_best")
 """Settings that a resumed run may change: they do not reach into the course of training."""
 
 
+LATER = {"fused": False, "channels_last": False}
+"""Settings that older records do not name, and what they stood at."""
+
+
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise `InputError` naming the first thing that differs between the run's record and the one asked for."""
     if old.get("recipe") != new["recipe"]:
         raise InputError(f"this run trains {old.get('recipe')}, not {new['recipe']}; use another --out")
     for part in ("config", "train"):
         for key, value in new[part].items():
-            before = old[part].get(key, False if key == "fused" else None)  # older records do not name it
+            before = old[part].get(key, LATER.get(key))
             if before != value and not (part == "train" and key in MAY_CHANGE):
                 raise InputError(f"this run was started with {key} = {before}, now it is {value}; use another --out")
     if old["data"].get("fingerprint") != new["data"]["fingerprint"] or old["spec"] != new["spec"]:
@@ -470,12 +510,36 @@ def _drawing(
             where = stream.where(position)
             return {name: tensor[where].long() for name, tensor in view.items()}
         batch: Mapping[str, Tensor] = stream.draw(position)
+        if plan.settings.channels_last:
+            batch = {
+                k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()
+            }
         if stage.view is None:
             return batch
         with torch.no_grad():
             return stage.view(stage.game.nets, batch)
 
     return draw
+
+
+def _step(
+    plan: Plan, calls: Compiled, game: Game, progress: Progress, draw: Callable[[], Mapping[str, Tensor]], **more: Any
+) -> dict[str, Tensor]:
+    """A step in the plan's precision and parts, compiled if it is to be.
+
+    Raises `TrainingError` for a network that torch cannot compile.
+    """
+    try:
+        with autocast(plan.device, plan.settings.precision), calls.stepping():
+            return step(game, progress, draw, accumulate=plan.settings.accumulate, **more)
+    except CompileError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _usual_layout(model: Model) -> Model:
+    """The model with its weights as they lie without `channels_last`, as `load` gives them."""
+    model.nets.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return model
 
 
 @dataclass
@@ -502,8 +566,8 @@ class _Meter:
 class _Session:
     """One call of `train`: the mutable state of a run while it plays."""
 
-    def __init__(self, plan: Plan, run: Run, watch: Watch, requests: threading.Event, writer: Any):
-        self.plan, self.run, self.watch, self.requests = plan, run, watch, requests
+    def __init__(self, plan: Plan, run: Run, watch: Watch, requests: threading.Event, writer: Any, calls: Compiled):
+        self.plan, self.run, self.watch, self.requests, self.calls = plan, run, watch, requests, calls
         self.batches = batches(plan)
         self.averages = nn.ModuleDict()  # of every stage begun so far
         self.stage = 0
@@ -582,17 +646,20 @@ class _Session:
             look = None if self.meter.sums else observe
             processes.seed(settings.seed, self.examples)
             skipped = progress.skipped
-            with autocast(self.plan.device, settings.precision), processes.noise(progress.generator, share):
-                values = step(
+            with processes.noise(progress.generator, share):
+                values = _step(
+                    self.plan,
+                    self.calls,
                     game,
                     progress,
                     draw,
-                    accumulate=settings.accumulate,
                     on_nonfinite=settings.on_nonfinite,
                     peers=processes,
                     loss_scale=self.loss_scale.value,
                     observe=look,
                 )
+            for name in self.calls.newly_eager():
+                self.watch.note(f"compile: {name} is not compiled where its gradient is differentiated, in a penalty")
             self.loss_scale.update(progress.skipped > skipped)
             self.meter.add(values)
             now = time.perf_counter()
@@ -982,7 +1049,7 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
             f"{plan.name} trains in {len(stages)} stages, so it cannot go on with more data; fit it at once"
         )
     averages: dict[str, nn.Module] = {}
-    with _surroundings(plan):
+    with _surroundings(plan), compiled(plan.recipe.nets, settings.compile) as calls:
         for k, stage in enumerate(stages):
             start, going_on = sum(plan.lengths[:k]), progress is not None
             if progress is None or k:
@@ -991,15 +1058,14 @@ def fit(plan: Plan, *, progress: Progress | None = None) -> tuple[Model, Progres
             draw = _drawing(plan, stream, stage, progress, start, None)
             until = plan.lengths[k] + (progress.examples if going_on else 0)
             while progress.examples < until:
-                with autocast(plan.device, settings.precision):
-                    step(stage.game, progress, draw, accumulate=settings.accumulate, on_nonfinite=settings.on_nonfinite)
+                _step(plan, calls, stage.game, progress, draw, on_nonfinite=settings.on_nonfinite)
             try:
                 check_finite(stage.game, progress)
             except NonFiniteError as error:
                 raise TrainingError(str(error)) from None
     assert progress is not None
     nets = nn.ModuleDict({**plan.recipe.nets, **averages})
-    return Model(plan.recipe, nets, examples=progress.examples), progress
+    return _usual_layout(Model(plan.recipe, nets, examples=progress.examples)), progress
 
 
 def revived(
@@ -1087,12 +1153,12 @@ def estimate(plan: Plan, *, seconds: float = 2.0) -> dict[str, Any]:
     """
     stream, settings = batches(plan), plan.settings
     game = plan.recipe.stages[0].game
-    with _surroundings(plan):
+    with _surroundings(plan), compiled(plan.recipe.nets, settings.compile) as calls:
         progress = begin(game, seed=settings.seed, fused=settings.fused)
+        draw = _drawing(plan, stream, plan.recipe.stages[0], progress, 0, None)
 
         def play() -> None:
-            with autocast(plan.device, settings.precision):
-                step(game, progress, lambda: stream.draw(progress.examples), accumulate=settings.accumulate)
+            _step(plan, calls, game, progress, draw)
             if plan.device.type == "cuda":
                 torch.cuda.synchronize(plan.device)
 

@@ -7,6 +7,7 @@ of the sum of its own logits. A critic with BatchNorm mixes its examples and has
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ from twofold.terms.matching import require_same_shape, single_precision, sum_per
 
 Critic = Callable[[Tensor], Tensor]
 
+_DIFFERENTIATING: ContextVar[bool] = ContextVar("differentiating", default=False)
+
+
+def differentiating() -> bool:
+    """Whether this is inside `input_gradient`'s call of its critic, whose graph is differentiated twice."""
+    return _DIFFERENTIATING.get()
+
 
 def input_gradient(critic: Critic, x: Tensor) -> Tensor:
     """∂ Σ critic(x) / ∂x, the shape of x, differentiable in the critic's parameters.
@@ -23,7 +31,12 @@ def input_gradient(critic: Critic, x: Tensor) -> Tensor:
     x is detached first: a penalty is measured at given points, and is no function of the network that made them.
     """
     x = x.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    before = _DIFFERENTIATING.set(True)
+    try:
+        logits = critic(x)
+    finally:
+        _DIFFERENTIATING.reset(before)
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return single_precision(gradient)
 
 
