@@ -4,7 +4,8 @@
 
 Trains what is missing (a finished run is read, a cut-off one resumed), then measures every run in one way. `--examples`
 is the length of the autoencoder's stage; each prior sees `--prior-share` times as many. VQ-VAE is VQGAN without its
-discriminator: the same networks, loss, codebook and prior, 8×8 codes of 1,024 for 32×32 images. VQ-VAE-2 has 4×4 and
+discriminator: the same networks, loss, codebook and prior, 8×8 codes of 1,024 for 32×32 images; `vqgan-perceptual` adds
+the distance of features of a classifier of its own. VQ-VAE-2 has 4×4 and
 8×8 codes of 256: also 640 bits. The priors are conditional on the label.
 
 - error: mean |x_rec - x| and mean squared error of a value in [-1, 1], 10,000 test images;
@@ -45,6 +46,7 @@ ONE_LEVEL = {**SHARED, **GPT_SIZE, "arch": "halving", "blocks": 2, "codes": 1024
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vq-vae": ("vqgan", {**ONE_LEVEL, "adversarial_weight": 0.0}),
     "vqgan": ("vqgan", ONE_LEVEL),
+    "vqgan-perceptual": ("vqgan", {**ONE_LEVEL, "perceptual": "features", "features_share": 0.2}),
     "vq-vae-2": ("vq-vae-2", {**SHARED, "codes": 256}),
 }
 """Name → recipe and options. The discriminator's ramp is from a quarter to half of the autoencoder's stage."""
@@ -67,7 +69,7 @@ def trained(variant: str, seed: int, arguments: argparse.Namespace) -> Model:
     recipe, _ = VARIANTS[variant]
     examples = arguments.examples
     options = options_of(variant, examples, arguments.prior_share, arguments.ema)
-    shares = 1 + sum(value for name, value in options.items() if name.startswith("prior_share"))
+    shares = 1 + sum(value for name, value in options.items() if "_share" in name)
     return twofold.train(
         recipe,
         data=arguments.data,
@@ -224,7 +226,7 @@ def main() -> None:
         "--ema", type=float, help="decode with an average of the decoder with this half-life (examples)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=["vq-vae", "vqgan", "vq-vae-2"], choices=list(VARIANTS))
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--extractor-examples", type=int, default=100_000)
     arguments = parser.parse_args()

@@ -1032,7 +1032,9 @@ def spoiled(at: int) -> Game:
     return Game(game.players, [Phase("autoencoder", vae_rollout, terms)])
 
 
-def test_a_non_finite_loss_is_named_with_its_players_and_first_step():
+@pytest.mark.parametrize("behind", [False, True], ids=["looked at", "noted on the device"])
+def test_a_non_finite_loss_is_named_with_its_players_and_first_step(behind, monkeypatch):
+    monkeypatch.setattr("twofold.game._never_behind", lambda device: not behind)
     game = spoiled(at=2)
     progress, draw = begin(game), stream()
     for _ in range(2):

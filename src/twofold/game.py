@@ -12,7 +12,8 @@ Policies, each held by a test:
 - No gradient is computed that nobody uses: parameters of players that cannot move are frozen during the rollout, a
   backward pass visits the parameters of its row's players only, and rows share a pass where that changes nothing but
   the last digit.
-- Nothing here waits for the device. Exceptions say so where they stand: gates, and `on_nonfinite="skip"`.
+- Nothing here waits for a device that may be behind. Exceptions say so where they stand: gates, and
+  `on_nonfinite="skip"`.
 """
 
 from __future__ import annotations
@@ -685,7 +686,7 @@ def sum_of_products(pairs: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
 def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], values: Mapping[str, Tensor]) -> None:
     """Remember on the device, without waiting for it, the first step at which each term was not finite."""
     first_bad = progress.first_bad[phase.name]
-    if first_bad.device.type == "cpu":  # never behind, and a look costs less than a kernel
+    if _never_behind(first_bad.device):  # a look costs less than a kernel
         for k, term in enumerate(phase.terms):
             if term.name in values and not math.isfinite(values[term.name].item()) and first_bad[k] < 0:
                 first_bad[k] = progress.step
@@ -696,6 +697,11 @@ def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], val
         return
     due = [k for k, term in enumerate(phase.terms) if term.name in {t.name for t in terms}]
     first_bad[due] = torch.where(finite | (first_bad[due] >= 0), first_bad[due], progress.step)
+
+
+def _never_behind(device: torch.device) -> bool:
+    """Whether looking at a value waits for nothing there."""
+    return device.type == "cpu"
 
 
 def _forget_gradients(weights: Iterable[nn.Parameter]) -> None:
