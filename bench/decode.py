@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import seconds_of
 from torch import nn
 
 from twofold.decode import Uncached, generate, row_seeds
@@ -44,13 +43,6 @@ def scattered(net: nn.Module) -> nn.Module:
         if weight.ndim > 1:
             nn.init.normal_(weight, std=(1 / weight[0].numel()) ** 0.5, generator=generator)
     return net.eval()
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """The processor time of a call."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def quartiles(above: list[float], below: list[float]) -> list[float]:
@@ -72,7 +64,7 @@ def spread_over(length: int, share: float) -> list[int]:
 def naive_seconds(model: Uncached, length: int, rows: int, share: float) -> float:
     """Of drawing `length` tokens with a whole pass each, from passes at evenly spread places."""
     tokens = torch.zeros(rows, length, dtype=torch.int64)
-    return length * float(np.mean([seconds(partial(model, tokens[:, :n])) for n in spread_over(length, share)]))
+    return length * float(np.mean([seconds_of(partial(model, tokens[:, :n])) for n in spread_over(length, share)]))
 
 
 def measure(model: nn.Module, length: int, rows: int, turns: int, share: float) -> dict[str, Any]:
@@ -83,7 +75,7 @@ def measure(model: nn.Module, length: int, rows: int, turns: int, share: float) 
     same = torch.equal(generate(model, few, seeds=seeds), generate(Uncached(model), few, seeds=seeds))
     cached, naive = [], []
     for _ in range(turns):
-        cached.append([seconds(partial(generate, model, n, seeds=seeds)) for n in lengths])
+        cached.append([seconds_of(partial(generate, model, n, seeds=seeds)) for n in lengths])
         naive.append(naive_seconds(Uncached(model), length, rows, share))
     times = np.median(cached, axis=0)
     return {
@@ -115,9 +107,9 @@ def peers(net: GPT, length: int, rows: int, turns: int, share: float) -> dict[st
         warming()
     times: dict[str, list[float]] = {"ours": [], "transformers": [], "nanoGPT-style loop": []}
     for _ in range(turns):
-        times["ours"].append(seconds(ours))
-        times["transformers"].append(seconds(draw))
-        passes = [seconds(partial(whole_pass, k)) for k in spread_over(length, share)]
+        times["ours"].append(seconds_of(ours))
+        times["transformers"].append(seconds_of(draw))
+        passes = [seconds_of(partial(whole_pass, k)) for k in spread_over(length, share)]
         times["nanoGPT-style loop"].append(length * float(np.mean(passes)))
     ours_seconds = times.pop("ours")
     return {name: (float(np.median(theirs)), quartiles(theirs, ours_seconds)) for name, theirs in times.items()}

@@ -39,7 +39,7 @@ def kept() -> AbstractContextManager[None]:
     return keeping_memory(torch.device("cpu"))
 
 
-def seconds_of(step: Step, count: int) -> float:
+def seconds_of(step: Step, count: int = 1) -> float:
     start = time.process_time()
     for _ in range(count):
         step()
@@ -163,7 +163,7 @@ def game_step(
     """(a copy of the networks before training, step) of a recipe, on one batch that is there already."""
     from twofold import recipes
     from twofold.compiling import compiled
-    from twofold.device import autocast
+    from twofold.device import autocast, by_pixel
     from twofold.game import begin, step
 
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def game_step(
     game = recipe.stages[0].game
     if setting.channels_last:
         game.nets.to(memory_format=torch.channels_last)
-        batch = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()}
+        batch = by_pixel(batch)
     calls = COMPILING.enter_context(compiled(recipe.nets, "inductor" if setting.compiled else None))
     progress = begin(game, fused=setting.fused)
 

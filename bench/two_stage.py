@@ -5,8 +5,8 @@
 Trains what is missing (a finished run is read, a cut-off one resumed), then measures every run in one way. `--examples`
 is the length of the autoencoder's stage; each prior sees `--prior-share` times as many. VQ-VAE is VQGAN without its
 discriminator: the same networks, loss, codebook and prior, 8×8 codes of 1,024 for 32×32 images; `vqgan-perceptual` adds
-the distance of features of a classifier of its own. VQ-VAE-2 has 4×4 and
-8×8 codes of 256: also 640 bits. The priors are conditional on the label.
+the distance of features of a classifier of its own. VQ-VAE-2 has 4×4 and 8×8 codes of 256: also 640 bits. The priors
+are conditional on the label.
 
 - error: mean |x_rec - x| and mean squared error of a value in [-1, 1], 10,000 test images;
 - rFD, FD: Fréchet distance of the test images' reconstructions, and of samples with labels drawn uniformly, to the test
@@ -53,28 +53,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 PART = 500
 
 
-def options_of(variant: str, examples: int, prior_share: float, ema: float | None) -> dict[str, Any]:
-    """The recipe's options for an autoencoder stage of so many examples and priors of `prior_share` times as many."""
+def options_of(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's options."""
     recipe, options = VARIANTS[variant]
-    options = options | {"prior_share": prior_share, "ema_half_life_examples": ema}
+    options = options | {"prior_share": arguments.prior_share, "ema_half_life_examples": arguments.ema}
     if recipe == "vq-vae-2":
-        options["prior_share_bottom"] = prior_share
+        options["prior_share_bottom"] = arguments.prior_share
     if options.get("adversarial_weight", 1.0) and "arch" in options:
-        options = options | {"adversarial_begin": examples // 4, "adversarial_ramp": examples // 4}
+        quarter = arguments.examples // 4
+        options = options | {"adversarial_begin": quarter, "adversarial_ramp": quarter}
     return options
 
 
 def trained(variant: str, seed: int, arguments: argparse.Namespace) -> Model:
     """The run of one variant and seed, trained as far as it is not."""
     recipe, _ = VARIANTS[variant]
-    examples = arguments.examples
-    options = options_of(variant, examples, arguments.prior_share, arguments.ema)
+    options = options_of(variant, arguments)
     shares = 1 + sum(value for name, value in options.items() if "_share" in name)
     return twofold.train(
         recipe,
         data=arguments.data,
         out=arguments.out / f"{variant}-seed{seed}",
-        examples=round(examples * shares),
+        examples=round(arguments.examples * shares),
         seed=seed,
         device="cpu",
         precision=arguments.precision,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from twofold.errors import InputError, unknown
 
@@ -83,6 +84,11 @@ def keeping_memory(device: torch.device) -> Iterator[None]:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**26)
         libc.malloc_trim(0)
+
+
+def by_pixel(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with its images, which are the tensors of four dimensions, laid out by pixel."""
+    return {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()}
 
 
 class LossScale:

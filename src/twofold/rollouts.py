@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twofold.coefficients import Ramp
+from twofold.coefficients import Ramp, product
 from twofold.errors import InputError
 from twofold.game import Batch, Coefficient, Game, Phase, Player, Stage, State, Term
 from twofold.latents import prior, sample_normal, split_mean_log_var
@@ -182,7 +182,7 @@ def warmed_up(weight: float, examples: int) -> Coefficient:
     """KL annealing (Bowman et al. 2016): a weight that rises from 0 over so many examples; 0: it is there at once."""
     if examples < 0:
         raise InputError(f"kl_warmup_examples is {examples}; it starts at 0")
-    return Ramp(0.0, weight, examples) if examples else weight
+    return product(weight, Ramp(0.0, 1.0, examples)) if examples else weight
 
 
 def kl_term(weight: Coefficient, *, free_bits_nats: float = 0.0) -> Term:

@@ -29,7 +29,7 @@ from twofold import recipes
 from twofold.compiling import Compiled, CompileError, compiled
 from twofold.compiling import check as check_compile
 from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
-from twofold.device import LossScale, autocast, choose_device, keeping_memory, peak_memory_bytes
+from twofold.device import LossScale, autocast, by_pixel, choose_device, keeping_memory, peak_memory_bytes
 from twofold.errors import InputError
 from twofold.game import Game, NonFiniteError, Progress, Stage, begin, check_finite, describe, phase_title, step, table
 from twofold.health import Monitor, alarm_names, stored_events
@@ -511,9 +511,7 @@ def _drawing(
             return {name: tensor[where].long() for name, tensor in view.items()}
         batch: Mapping[str, Tensor] = stream.draw(position)
         if plan.settings.channels_last:
-            batch = {
-                k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()
-            }
+            batch = by_pixel(batch)
         if stage.view is None:
             return batch
         with torch.no_grad():

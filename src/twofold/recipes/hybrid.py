@@ -68,8 +68,7 @@ from twofold.autoencoders import (
     phase,
     require_room,
 )
-from twofold.coefficients import Ramp, product
-from twofold.game import Coefficient, Game, Phase, Player, Stage, Term
+from twofold.game import Game, Phase, Player, Stage, Term
 from twofold.nets.augment import POLICIES, check_augment
 from twofold.nets.build import Discriminator, build_decoder, build_discriminator
 from twofold.recipe import Recipe, option, require
@@ -84,6 +83,7 @@ from twofold.rollouts import (
     elbo,
     levels,
     rate,
+    warmed_up,
 )
 from twofold.spec import Spec
 from twofold.terms.adversarial import ADVERSARIAL, WEIGH, build_adversarial, how_to_weigh
@@ -396,9 +396,7 @@ def _players(config: Config, nets: dict[str, nn.Module]) -> dict[str, Player]:
 def _rows(config: Config, codes: Codes) -> dict[str, list[Row]]:
     """Rows by what they do: "match" and "deceive" move encoder and decoder, "reconstruct" both, "judge" the critics."""
     rows: dict[str, list[Row]] = {"match": [], "reconstruct": [], "deceive": [], "judge": []}
-    weight: Coefficient = config.beta
-    if config.match_warmup_examples:
-        weight = product(config.beta, Ramp(0.0, 1.0, config.match_warmup_examples))
+    weight = warmed_up(config.beta, config.match_warmup_examples)
     if config.match == "kl":
         rows["match"].append(Row(Term("kl", rate, to={"encoder": weight}), ("z",)))
     if config.match == "mmd":
