@@ -167,11 +167,11 @@ def test_it_learns_the_entropy_of_the_data():
     one = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     noise = torch.randint(2, (4096, 1, 4, 4), generator=generator()) * 2.0 - 1
     for x, nats, room in ((one, math.log(2), 0.05), (noise, 16 * math.log(2), 0.3)):
-        model, _ = trained("pixelcnn", x, 150, BITS, **TINY, learning_rate=1e-2)
+        model, _ = trained("pixelcnn", x, 300, BITS, **TINY, learning_rate=1e-2)
         images = ((x[:256, 0] + 1) / 2).to(torch.uint8).numpy()
         assert -model.log_prob(images)["log_prob_nats"].mean() == pytest.approx(nats, abs=room)
     # What it has learned of the first set shows in what it draws and in how it completes.
-    model, _ = trained("pixelcnn", one, 150, BITS, **TINY, learning_rate=1e-2)
+    model, _ = trained("pixelcnn", one, 300, BITS, **TINY, learning_rate=1e-2)
     drawn = model.sample(64, seed=1)
     flat = drawn.reshape(64, -1)
     assert (flat == flat[:, :1]).mean() > 0.98 and 10 < flat[:, 0].sum() < 54

@@ -15,9 +15,9 @@ import torch
 
 import twofold
 from played_steps import apart, played
-from twofold import recipes
+from twofold import recipes, sharding
 from twofold.errors import InputError
-from twofold.processes import _WholeBatchNoise
+from twofold.processes import Processes, _WholeBatchNoise
 from twofold.run import Run
 from twofold.training import train
 
@@ -202,6 +202,8 @@ CODED.pop("steps")
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> tuple[Path, list[list[str]]]:
     """Runs with `shard` in two processes, what they would not do, and what each process held."""
+    if not sharding.possible(torch.device("cpu")):
+        pytest.skip(f"torch {torch.__version__} does not shard on the CPU")
     folder = tmp_path_factory.mktemp("shard")
     whole, half, other = (str(folder / name) for name in ("coded", "half", "other-half"))
     said = launch(
@@ -255,6 +257,14 @@ def test_shard_refuses_what_it_cannot_divide_and_holds_half(sharded):
         assert of / 2 <= held < 0.55 * of  # uneven rows are padded
     with pytest.raises(InputError, match="there is one; launch several"):
         train("pixelcnn", data=X, shard=True, **PIXELS)
+
+
+def test_shard_is_refused_where_torch_cannot_do_it(monkeypatch):
+    monkeypatch.setattr(sharding, "possible", lambda device: False)
+    stages = recipes.build("pixelcnn", twofold.data.load(X).spec, {"levels": 4, "layers": 2, "width": 8})[1].stages
+    two = Processes(count=2)
+    with pytest.raises(InputError, match="use a newer one, or leave shard out"):
+        sharding.check(stages, two, torch.device("cpu"))
 
 
 IN_FLOAT32 = ("vq-vae", "vq-vae-ema")

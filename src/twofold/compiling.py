@@ -27,7 +27,8 @@ BACKENDS = ("inductor", "aot_eager")
 """What generates the code: kernels in C++ or Triton, or torch's own kernels called from the traced graph, which is no
 faster and needs no compiler (for tests and for finding faults)."""
 VARIANTS = 32
-"""How often one network may be compiled: for other shapes, frozen parameters, modes. Beyond it calls are eager."""
+"""How often one network with the same parameters learning may be compiled: for other shapes, modes, inputs that want a
+gradient. Beyond it calls are eager."""
 REASON = 200
 """Characters of what torch says when it cannot compile."""
 
@@ -62,17 +63,21 @@ class Compiled:
         self._calls = {} if backend is None else {net: self._call(name, net, backend) for name, net in nets.items()}
 
     def _call(self, name: str, net: nn.Module, backend: str) -> Callable[..., Any]:
-        # torch keeps compiled code with the code of a function, and counts it there: so each network has its own.
-        code = _forward.__code__.replace(co_name=f"forward_{name}")
-        traced = torch.compile(types.FunctionType(code, _forward.__globals__), backend=backend, dynamic=False)
+        parameters = list(net.parameters())
+        traced: dict[tuple[bool, ...], Callable[..., Any]] = {}
 
         def call(*inputs: Any, **named: Any) -> Any:
             if differentiating():
                 if name not in self._eager:
                     self._eager.append(name)
                 return net._call_impl(*inputs, **named)
+            # A function for each set of parameters that learn: torch 2.6 does not look whether they still do when it
+            # takes up compiled code, and would leave out their gradients.
+            learning = tuple([w.requires_grad for w in parameters])
+            if learning not in traced:
+                traced[learning] = _traced(name, backend)
             try:
-                return traced(net, *inputs, **named)
+                return traced[learning](net, *inputs, **named)
             except _compiler_errors() as error:
                 raise CompileError(f"{name} could not be compiled: {_reason(error)}; leave --compile out") from error
 
@@ -107,6 +112,12 @@ def compiled(nets: nn.ModuleDict, backend: str | None) -> Iterator[Compiled]:
     """The networks' compiled calls; while this is open torch compiles as the steps of a game need it."""
     with _prepared() if backend is not None else nullcontext():
         yield Compiled({name: net for name, net in nets.items() if any(True for _ in net.parameters())}, backend)
+
+
+def _traced(name: str, backend: str) -> Callable[..., Any]:
+    # torch keeps compiled code with the code of a function, and counts it there: so each function has its own.
+    code = _forward.__code__.replace(co_name=f"forward_{name}")
+    return torch.compile(types.FunctionType(code, _forward.__globals__), backend=backend, dynamic=False)
 
 
 def _forward(net: nn.Module, *inputs: Any, **named: Any) -> Any:

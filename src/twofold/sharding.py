@@ -25,8 +25,8 @@ from twofold.game import Game, Stage, is_divided, whole
 from twofold.processes import Processes
 
 
-def check(stages: tuple[Stage, ...], processes: Processes) -> None:
-    """Raise `InputError` if there is nothing that can be sharded, or nobody to share with."""
+def check(stages: tuple[Stage, ...], processes: Processes, device: torch.device) -> None:
+    """Raise `InputError` if there is nothing that can be sharded, nobody to share with, or torch cannot do it here."""
     if processes.count == 1:
         raise InputError("shard divides networks among processes, and there is one; launch several, or leave it out")
     if not any(_lonely(stage.game) for stage in stages):
@@ -42,6 +42,15 @@ def check(stages: tuple[Stage, ...], processes: Processes) -> None:
         averaged = [name for name, player in stage.game.players.items() if player.ema_half_life_examples is not None]
         if averaged:
             raise InputError(f"shard keeps no moving average of {averaged[0]}; leave ema_half_life_examples out")
+    if not possible(device):
+        raise InputError(
+            f"shard does not work on the CPU with torch {torch.__version__}; use a newer one, or leave shard out"
+        )
+
+
+def possible(device: torch.device) -> bool:
+    """Whether this torch shards on that device: 2.6 fails on the CPU, for want of this method."""
+    return device.type != "cpu" or hasattr(torch.cpu.Stream, "record_event")
 
 
 def _lonely(game: Game) -> bool:

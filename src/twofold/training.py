@@ -301,7 +301,7 @@ def prepare(
         if shard:
             raise InputError("compile cannot be used with shard, which cuts the weights up; leave one of them out")
     if shard:
-        check_shard(recipe.stages, processes)
+        check_shard(recipe.stages, processes, where)
     if processes.count > 1:
         _refuse_uneven(recipe, settings, processes)
         synchronise(recipe.nets)
