@@ -17,8 +17,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,28 @@ def kept() -> AbstractContextManager[None]:
     return keeping_memory(torch.device("cpu"))
 
 
+class OwnStep:
+    """A step as training takes it."""
+
+    def __init__(self, play: Step, nets: nn.Module, precision: str, *, products: bool):
+        self.play, self.nets, self.precision, self.products = play, nets, precision, products
+
+    def __call__(self) -> Any:
+        return self.play()
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        from twofold.convolutions import as_products
+
+        with kept(), as_products(self.nets, torch.device("cpu"), self.precision) if self.products else nullcontext():
+            yield
+
+
+def around(step: Step) -> AbstractContextManager[None]:
+    """What training puts around our steps; for any other freed memory is kept."""
+    return step.around() if isinstance(step, OwnStep) else kept()
+
+
 def seconds_of(step: Step, count: int = 1) -> float:
     start = time.process_time()
     for _ in range(count):
@@ -47,16 +69,16 @@ def seconds_of(step: Step, count: int = 1) -> float:
 
 
 def alternate(
-    one: Step, other: Step, *, turns: int, steps: int, around: Memory = kept, around_other: Memory = kept
+    one: Step, other: Step, *, turns: int, steps: int, around_other: Memory | None = None
 ) -> tuple[float, float, list[float]]:
     """(median seconds of one, of the other, ratios other / one turn by turn)."""
 
-    def timed(step: Step, memory: Memory) -> float:
-        with memory():
+    def timed(step: Step, memory: Memory | None) -> float:
+        with around(step) if memory is None else memory():
             step()
             return seconds_of(step, steps)
 
-    sides = ((one, around), (other, around_other))
+    sides: tuple[tuple[Step, Memory | None], ...] = ((one, None), (other, around_other))
     for side in sides:
         timed(*side)
     pairs = []
@@ -101,7 +123,7 @@ def calls_of(step: Step, nets: Sequence[nn.Module]) -> int:
     return sum(spy.call_count for spy in spies)
 
 
-def memory_of(make: Callable[[], Step], around: Memory = kept) -> float:
+def memory_of(make: Callable[[], Step], memory: Memory | None = None) -> float:
     """MiB that building a step and taking it three times add to the peak of a child of this process: weights,
     gradients, optimizer states and what a step keeps. NaN if the child hangs, as forks of a process with thread pools
     may.
@@ -123,7 +145,7 @@ def memory_of(make: Callable[[], Step], around: Memory = kept) -> float:
 
     def play() -> None:
         step = make()
-        with around():
+        with around(step) if memory is None else memory():
             for _ in range(3):
                 step()
 
@@ -180,7 +202,7 @@ def game_step(
         with autocast(torch.device("cpu"), setting.precision), calls.stepping():
             step(game, progress, lambda: batch)
 
-    return start, play
+    return start, OwnStep(play, recipe.nets, setting.precision, products=not setting.compiled)
 
 
 class Report:

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "device": {"errors"},
     "compiling": {"errors", "terms"},
+    "convolutions": set(),
     "run": {"errors"},
     "pictures": BASE,
     "report": {"errors", "run", "pictures"},
@@ -89,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {
         *BASE,
         "compiling",
+        "convolutions",
         "data",
         "device",
         "game",
@@ -146,6 +148,7 @@ HEAVY_AT_TOP: dict[str, set[str]] = {
     "data": {"torch", "numpy"},
     "device": {"torch"},
     "compiling": {"torch"},
+    "convolutions": {"torch"},
     "overview": {"torch"},
     "pictures": {"numpy"},
     "model": {"torch", "numpy"},

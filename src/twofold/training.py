@@ -28,6 +28,7 @@ import twofold
 from twofold import recipes
 from twofold.compiling import Compiled, CompileError, compiled
 from twofold.compiling import check as check_compile
+from twofold.convolutions import as_products
 from twofold.data import Batches, Data, Split, from_model, is_name, load, ordered, to_model
 from twofold.device import LossScale, autocast, by_pixel, choose_device, keeping_memory, peak_memory_bytes
 from twofold.errors import InputError
@@ -453,9 +454,13 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 @contextmanager
 def _surroundings(plan: Plan) -> Iterator[None]:
     """Dropout and the like draw from torch's global state: seed it for the run, put the caller's back afterwards. And
-    keep memory from step to step."""
+    keep memory from step to step, and compute convolutions' gradients in the faster way."""
     devices = [plan.device] if plan.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), keeping_memory(plan.device):
+    with ExitStack() as around:
+        around.enter_context(torch.random.fork_rng(devices=devices))
+        around.enter_context(keeping_memory(plan.device))
+        if plan.settings.compile is None:  # compiled code lays gradients out as torch's own kernels do
+            around.enter_context(as_products(plan.recipe.nets, plan.device, plan.settings.precision))
         torch.manual_seed(plan.settings.seed)
         yield
 
