@@ -285,11 +285,11 @@ def test_options_left_out_have_the_recipes_defaults(planned):
 def test_settings_reach_the_run(planned):
     words = ["vae", "--data", "photos", *TINY, "--examples", "2e3", "--seed", "9223372036854775807", "--flip"]
     words += ["--crop", "2", "--accumulate", "2", "--on-nonfinite", "skip", "--precision", "bf16", "--holdout", "0.5"]
-    words += ["--fused", "--compile", "aot_eager", "--channels-last"]
+    words += ["--no-fused", "--compile", "aot_eager", "--channels-last"]
     words += ["--stop-on", "mode-collapse", "--keep-best", "min:kl"]
     record = planned(*words, "--size", "10x9", "--channels", "3")
     assert record["train"] == {
-        "examples": 2000, "batch_size": 8, "seed": 2**63 - 1, "precision": "bf16", "fused": True,
+        "examples": 2000, "batch_size": 8, "seed": 2**63 - 1, "precision": "bf16", "fused": False,
         "compile": "aot_eager", "channels_last": True, "flip": True, "crop": 2, "accumulate": 2,
         "on_nonfinite": "skip", "stop_on": "mode-collapse", "keep_best": "min:kl",
     }  # fmt: skip

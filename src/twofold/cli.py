@@ -543,7 +543,10 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         help="bf16, fp16: multiply in 16 bits, keep weights in float32 (default: float32)",
     )
     parser.add_argument(
-        "--fused", action="store_true", help="one kernel for each update by Adam: faster, equal up to rounding"
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one kernel for each update by Adam: faster, equal up to rounding",
     )
     parser.add_argument(
         "--compile",

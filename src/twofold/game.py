@@ -22,11 +22,13 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Nets = nn.ModuleDict
 Batch = Mapping[str, Tensor]
@@ -262,6 +264,23 @@ class NonFiniteError(ArithmeticError):
         )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a network consists of. A walk through it in every play would cost more than some kernels."""
+
+    parameters: list[nn.Parameter]
+    norms: list[_BatchNorm]
+    """Those of torch's BatchNorms, which keep no statistics while they are told not to, …"""
+    others: list[nn.Module]
+    """… and all other modules."""
+
+    @classmethod
+    def of(cls, net: nn.Module) -> _Parts:
+        own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and type(m) in own]
+        return cls(list(net.parameters()), norms, [m for m in net.modules() if type(m) not in own])
+
+
 @dataclass
 class Progress:
     """Everything that changes while a game is played, besides the networks."""
@@ -274,17 +293,20 @@ class Progress:
     """Per phase, per term: the first step whose loss was not finite, -1 if none. On the device."""
     plays: dict[str, int]
     """Plays of each phase so far; lazy terms count these."""
+    parts: dict[str, _Parts]
+    """Of each network as it was in the beginning: its modules and parameters stay, their numbers do not."""
     step: int = 0
     examples: int = 0
     skipped: int = 0
     """Plays without a move because a gradient was not finite (`on_nonfinite="skip"`)."""
 
 
-def begin(game: Game, *, seed: int = 0, fused: bool = False) -> Progress:
+def begin(game: Game, *, seed: int = 0, fused: bool = True) -> Progress:
     """Prepare to play: players in train mode, frozen networks in eval mode, fresh optimizers and averages.
 
-    fused: Adam and AdamW update all of a player's weights in one kernel. Equal up to rounding, so not the default;
-        other optimizers stay as they are.
+    fused: Adam and AdamW update all of a player's weights in one kernel, on the CPU and on CUDA: equal up to rounding
+        to what they do by themselves, which is a kernel for each operation. Nothing changes for other optimizers and
+        devices.
     """
     device = next(game.nets.parameters()).device
     for name, net in game.nets.items():
@@ -300,6 +322,7 @@ def begin(game: Game, *, seed: int = 0, fused: bool = False) -> Progress:
         averages=nn.ModuleDict(averages),
         first_bad={p.name: torch.full((len(p.terms),), -1, dtype=torch.int64, device=device) for p in game.phases},
         plays={phase.name: 0 for phase in game.phases},
+        parts={name: _Parts.of(net) for name, net in game.nets.items()},
     )
 
 
@@ -307,7 +330,8 @@ def _optimizer(player: Player, fused: bool) -> torch.optim.Optimizer:
     optimizer = player.optimizer([w for w in player.net.parameters() if w.requires_grad])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-        if fused and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        known = all(w.device.type in ("cpu", "cuda") and w.is_floating_point() for w in group["params"])
+        if fused and known and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             group["fused"] = True
     return optimizer
 
@@ -355,7 +379,9 @@ def step(
             continue
         repeats = phase.repeats
         if callable(repeats):
-            repeats = repeats(_state(game, progress, batch, peers))
+            repeats = repeats(
+                State(game.nets, batch, progress.examples, progress.step, progress.generator, peers=peers)
+            )
         for k in range(repeats):
             if k:
                 batch = draw()
@@ -379,12 +405,8 @@ def check_finite(game: Game, progress: Progress) -> None:
         raise NonFiniteError(term.name, list(term.to), when)
 
 
-def _state(game: Game, progress: Progress, batch: Batch, peers: Peers) -> State:
-    return State(game.nets, batch, progress.examples, progress.step, progress.generator, peers=peers)
-
-
 def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    return next(iter(batch.values())).shape[0]
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -418,23 +440,31 @@ def _play(
     values: dict[str, Tensor] = {}
     observed: dict[str, Tensor] = {}
     moved: set[str] = set()
-    with only_learning(game.nets, candidates), _keeping_buffers(game, certain, moved):
+    frozen = {name: parts for name, parts in progress.parts.items() if name not in candidates}
+    still = [parts for name, parts in frozen.items() if name in game.players]
+    doubtful = {name: progress.parts[name] for name in sorted(candidates - certain)}
+    with _frozen(frozen.values()), _keeping_buffers(still, doubtful, moved):
         for own in weights.values():
             _forget_gradients(own)
         for part in _parts(batch, accumulate):
-            state = _state(game, progress, part, peers)
-            state = replace(state, rollout=phase.rollout(state))
+            now = partial(
+                State, game.nets, part, progress.examples, progress.step, progress.generator, memo={}, peers=peers
+            )
+            rollout = phase.rollout(now())
+            state = now(rollout=rollout)
             losses = {term.name: _scalar(term, state) for term in terms}
-            state = replace(state, losses=losses)
-            weight = _length(part) / _length(batch)
+            state = now(rollout=rollout, losses=losses)
+            weight = 1.0 if accumulate == 1 else _length(part) / _length(batch)
             rows, functions = _rows(terms, state)
             if observe is not None and not observed:
                 observed |= observe(state)
             scales = {term.name: loss_scale * weight * term.every for term in terms}
             _backward(rows, losses, scales, weights, factors=loss_scale == 1.0)
             moved |= {player for _, players in rows for player in players}
-            with torch.no_grad():
-                measured = {name: measure(state) for name, measure in phase.measures.items()}
+            measured: dict[str, Tensor] = {}
+            if phase.measures:
+                with torch.no_grad():
+                    measured = {name: measure(state) for name, measure in phase.measures.items()}
             for name, value in ({n: loss.detach() for n, loss in losses.items()} | functions | measured).items():
                 share = value if weight == 1.0 else weight * value
                 values[name] = values[name] + share if name in values else share
@@ -484,10 +514,9 @@ def held(net: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def only_learning(nets: Nets, learning: Iterable[str]) -> Iterator[None]:
-    """Freeze every parameter of the other networks; afterwards each flag is what it was before."""
-    learning = set(learning)
-    parameters = [w for name, net in nets.items() if name not in learning for w in net.parameters() if w.requires_grad]
+def _frozen(networks: Iterable[_Parts]) -> Iterator[None]:
+    """Freeze every parameter of these; afterwards each flag is what it was before."""
+    parameters = [w for parts in networks for w in parts.parameters if w.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -498,19 +527,38 @@ def only_learning(nets: Nets, learning: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_buffers(game: Game, certain: set[str], moved: set[str]) -> Iterator[None]:
-    """Put back the buffers of every player that did not move. `moved` is filled while the context is open."""
-    kept: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for name in game.players:
-        if name not in certain and (buffers := list(game.nets[name].buffers())):
-            kept[name] = buffers, [b.detach().clone() for b in buffers]
+def _keeping_buffers(still: list[_Parts], doubtful: Mapping[str, _Parts], moved: set[str]) -> Iterator[None]:
+    """Put back the buffers of those that are still, and of the doubtful that did not move. `moved` is filled while the
+    context is open."""
+    idle = [m for parts in still for m in parts.norms if m.training and m.track_running_stats]
+    kept = [_Buffers(parts.others) for parts in still]
+    perhaps = {name: _Buffers([*parts.norms, *parts.others]) for name, parts in doubtful.items()}
+    for norm in idle:
+        norm.track_running_stats = False  # it normalises by the batch, as ever in training
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, (buffers, before) in kept.items():
-                if name not in moved:
-                    torch._foreach_copy_(buffers, before)
+        for norm in idle:
+            norm.track_running_stats = True
+        for buffers in [*kept, *(buffers for name, buffers in perhaps.items() if name not in moved)]:
+            buffers.put_back()
+
+
+class _Buffers:
+    """The buffers of some modules, as they are now."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self.places = [
+            (m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items() if buffer is not None
+        ]
+        self.before = [buffer.detach().clone() for _, _, buffer in self.places]
+
+    def put_back(self) -> None:
+        for holder, name, buffer in self.places:
+            holder[name] = buffer
+        if self.before:
+            with torch.no_grad():
+                torch._foreach_copy_([buffer for _, _, buffer in self.places], self.before)
 
 
 Row = list[tuple[str, "float | Tensor"]]
@@ -687,9 +735,10 @@ def _note_nonfinite(progress: Progress, phase: Phase, terms: Sequence[Term], val
     """Remember on the device, without waiting for it, the first step at which each term was not finite."""
     first_bad = progress.first_bad[phase.name]
     if _never_behind(first_bad.device):  # a look costs less than a kernel
-        for k, term in enumerate(phase.terms):
-            if term.name in values and not math.isfinite(values[term.name].item()) and first_bad[k] < 0:
-                first_bad[k] = progress.step
+        for term in terms:
+            if not math.isfinite(values[term.name].item()):
+                k = phase.terms.index(term)
+                first_bad[k] = progress.step if first_bad[k] < 0 else first_bad[k]
         return
     finite = torch.stack([values[term.name].float() for term in terms]).isfinite()
     if len(terms) == len(phase.terms):
@@ -719,17 +768,30 @@ def _move(game: Game, progress: Progress, moved: set[str], state: State, example
             factor = player.lr_factor(state)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["initial_lr"]
+        for group in optimizer.param_groups:
+            if group.get("fused"):
+                _lay_out_gradients(group["params"])
         optimizer.step()
         for group in optimizer.param_groups:
             _forget_gradients(group["params"])
-        with torch.no_grad():
-            if player.weight_limit is not None:
+        if player.weight_limit is not None:
+            with torch.no_grad():
                 for parameter in player.net.parameters():
                     parameter.clamp_(-player.weight_limit, player.weight_limit)
-            if player.ema_half_life_examples is not None:
-                _average(progress.averages[name], player.net, 0.5 ** (examples / player.ema_half_life_examples))
+        if player.ema_half_life_examples is not None:
+            _average(progress.averages[name], player.net, 0.5 ** (examples / player.ema_half_life_examples))
 
 
+def _lay_out_gradients(weights: Iterable[nn.Parameter]) -> None:
+    """Give each gradient its weight's strides. Autograd does, but a hook may have put another in its place; and torch's
+    fused kernel on the CPU takes both as they lie in memory."""
+    for weight in weights:
+        gradient = weight.grad
+        if gradient is not None and gradient.stride() != weight.stride():
+            weight.grad = torch.empty_like(weight).copy_(gradient)
+
+
+@torch.no_grad()
 def _average(average: nn.Module, net: nn.Module, keep: float) -> None:
     """average ← keep · average + (1 - keep) · net; buffers (BatchNorm statistics) are copied."""
     torch._foreach_lerp_(list(average.parameters()), [w.detach() for w in net.parameters()], 1 - keep)

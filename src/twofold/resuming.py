@@ -43,8 +43,9 @@ def restore_progress(game: Game, progress: Progress, counts: Any, changing: Any)
     if not isinstance(optimizers, Mapping) or set(optimizers) != set(progress.optimizers):
         raise _unfit(f"its optimizers are not those of {', '.join(progress.optimizers)}")
     for name, optimizer in progress.optimizers.items():
-        _check_optimizer(name, optimizers[name], optimizer, game)
-        optimizer.load_state_dict(divided(optimizers[name], optimizer))
+        saved = _with_kernels_of(optimizer, optimizers[name])
+        _check_optimizer(name, saved, optimizer, game)
+        optimizer.load_state_dict(divided(saved, optimizer))
     if not isinstance(first_bad, Mapping) or set(first_bad) != set(progress.first_bad):
         raise _unfit("its record of non-finite steps is of other phases")
     for name, own in progress.first_bad.items():
@@ -73,6 +74,21 @@ def _restore_counts(progress: Progress, counts: Any) -> None:
     for name in names:
         setattr(progress, name, counts[name])
     progress.plays = dict(plays)
+
+
+KERNELS = ("fused", "foreach")
+"""What an optimizer's settings say of the device they were for, and nothing of how it moves."""
+
+
+def _with_kernels_of(optimizer: torch.optim.Optimizer, saved: Any) -> Any:
+    """The saved state, with the optimizer's own choice of kernels. What is none is returned as it is, to be refused."""
+    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
+    if not isinstance(groups, list) or len(groups) != len(optimizer.param_groups):
+        return saved
+    if not all(isinstance(group, Mapping) for group in groups):
+        return saved
+    own = [{k: group[k] for k in KERNELS if k in group} for group in optimizer.param_groups]
+    return {**saved, "param_groups": [{**group, **kernels} for group, kernels in zip(groups, own, strict=True)]}
 
 
 def _check_optimizer(name: str, saved: Any, optimizer: torch.optim.Optimizer, game: Game) -> None:
