@@ -68,23 +68,30 @@ def seconds_of(step: Step, count: int = 1) -> float:
     return (time.process_time() - start) / count
 
 
+SECONDS = 20.0
+"""About how long a comparison may take: slow steps have fewer of them in a turn, and fewer turns, but …"""
+FEWEST = 5
+"""… so many turns at least."""
+
+
 def alternate(
     one: Step, other: Step, *, turns: int, steps: int, around_other: Memory | None = None
 ) -> tuple[float, float, list[float]]:
-    """(median seconds of one, of the other, ratios other / one turn by turn)."""
+    """(median seconds of one, of the other, ratios other / one turn by turn). `turns` and `steps` are the most."""
 
-    def timed(step: Step, memory: Memory | None) -> float:
+    def timed(step: Step, memory: Memory | None, count: int) -> float:
         with around(step) if memory is None else memory():
             step()
-            return seconds_of(step, steps)
+            return seconds_of(step, count)
 
     sides: tuple[tuple[Step, Memory | None], ...] = ((one, None), (other, around_other))
-    for side in sides:
-        timed(*side)
+    pair = sum(timed(*side, 1) for side in sides)
+    steps = min(steps, max(1, round(SECONDS / (turns * pair)) - 1))
+    turns = min(turns, max(FEWEST, round(SECONDS / ((1 + steps) * pair))))
     pairs = []
     for turn in range(turns):
         order = (0, 1) if turn % 2 else (1, 0)
-        times = {k: timed(*sides[k]) for k in order}
+        times = {k: timed(*sides[k], steps) for k in order}
         pairs.append((times[0], times[1]))
     ratios = sorted(b / a for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratios
@@ -160,13 +167,13 @@ class Setting:
     """How our step is taken: the default, or with what may make it faster."""
 
     precision: str = "float32"
-    fused: bool = False
-    """One kernel for an optimizer's whole update."""
+    unfused: bool = False
+    """A kernel for each operation of an optimizer's update, as torch does it by itself on the CPU."""
     channels_last: bool = False
     compiled: bool = False
 
     def __str__(self) -> str:
-        words = [self.precision] + [w for w in ("fused", "channels_last", "compiled") if getattr(self, w)]
+        words = [self.precision] + [w for w in ("unfused", "channels_last", "compiled") if getattr(self, w)]
         return ", ".join(words).replace("_", " ")
 
 
@@ -196,7 +203,7 @@ def game_step(
         game.nets.to(memory_format=torch.channels_last)
         batch = by_pixel(batch)
     calls = COMPILING.enter_context(compiled(recipe.nets, "inductor" if setting.compiled else None))
-    progress = begin(game, fused=setting.fused)
+    progress = begin(game, fused=not setting.unfused)
 
     def play() -> None:
         with autocast(torch.device("cpu"), setting.precision), calls.stepping():

@@ -478,7 +478,7 @@ def compare(report: Report, *, models: list[str], batch: int, turns: int, steps:
             "model", "ours in", "peer, ms", "ours, ms", "peer / ours", "both keeping memory", "GFLOP a step",
             "network calls", "MiB", "of the product's rate",
         ),
-        f"float32 product: {peak / 1e9:.0f} GFLOP/s of processor time. {turns} turns of {steps} steps.",
+        f"float32 product: {peak / 1e9:.0f} GFLOP/s of processor time. At most {turns} turns of {steps} steps.",
     )  # fmt: skip
     for case in chosen:
         x = images(case)

@@ -1,8 +1,9 @@
 """What a training step costs: beside loops written by hand, beside other libraries, with data, and as things grow.
 
     python bench/speed.py floor                  # our step against hand-written PyTorch loops
-    python bench/speed.py settings               # our step in bf16, with fused optimizers, channels_last, compiled
+    python bench/speed.py settings               # our step in bf16, with plain optimizers, channels_last, compiled
     python bench/speed.py peers                  # against pythae, torchgan and mimicry, which `make bench` installs
+    python bench/speed.py convolutions           # their weights' gradients as matrix products against torch's own
     python bench/speed.py data                   # data without a network against training
     python bench/speed.py folder --data PHOTOS   # a folder of pictures with its cache against memory
     python bench/speed.py growth                 # time per example and memory, as data and runs grow
@@ -47,12 +48,12 @@ LATENT = 16
 # By hand: the shortest loops that do the same mathematics.
 
 
-def hand_vae(nets: nn.ModuleDict, x: Tensor) -> Step:
+def hand_vae(nets: nn.ModuleDict, x: Tensor, fused: bool | None = None) -> Step:
     from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder = nets["encoder"], nets["decoder"]
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=fused)
 
     def play() -> None:
         mean, log_var = split_mean_log_var(encoder(x))
@@ -65,10 +66,10 @@ def hand_vae(nets: nn.ModuleDict, x: Tensor) -> Step:
     return play
 
 
-def hand_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
+def hand_gan(nets: nn.ModuleDict, x: Tensor, fused: bool | None = None) -> Step:
     generator, discriminator = nets["generator"], nets["discriminator"]
-    g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused)
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused)
 
     def play() -> None:
         with torch.no_grad():
@@ -86,13 +87,13 @@ def hand_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     return play
 
 
-def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
+def hand_vae_gan(nets: nn.ModuleDict, x: Tensor, fused: bool | None = None) -> Step:
     from twofold.latents import split_mean_log_var
     from twofold.terms.divergence import kl_normal
 
     encoder, decoder, discriminator = nets["encoder"], nets["decoder"], nets["discriminator"]
     weights = [list(net.parameters()) for net in (encoder, decoder, discriminator)]
-    optimizers = [torch.optim.Adam(w, lr=2e-4, betas=(0.5, 0.999)) for w in weights]
+    optimizers = [torch.optim.Adam(w, lr=2e-4, betas=(0.5, 0.999), fused=fused) for w in weights]
     layer = max(1, discriminator.blocks - 2)
 
     def play() -> None:
@@ -117,7 +118,7 @@ def hand_vae_gan(nets: nn.ModuleDict, x: Tensor) -> Step:
     return play
 
 
-HANDS: dict[str, tuple[Callable[[nn.ModuleDict, Tensor], Step], dict[str, Any]]] = {
+HANDS: dict[str, tuple[Callable[..., Step], dict[str, Any]]] = {
     "vae": (hand_vae, {"likelihood": "normal"}),
     "gan": (hand_gan, {"arch": "conv"}),
     "vae-gan": (hand_vae_gan, {"optimizer": "adam"}),
@@ -137,8 +138,8 @@ def floor(report: Report, arguments: argparse.Namespace) -> None:
             def ours(name: str = name, x: Tensor = x, spec: Any = spec, options: Any = options) -> Any:
                 return game_step(name, {"x": x}, spec, options)
 
-            def theirs(ours: Any = ours, hand: Any = hand, x: Tensor = x) -> Step:
-                return hand(ours()[0].train(), x)
+            def theirs(fused: bool | None = None, ours: Any = ours, hand: Any = hand, x: Tensor = x) -> Step:
+                return hand(ours()[0].train(), x, fused)
 
             # Children of a process that has not trained yet, so before anything else.
             memory = f"{memory_of(theirs):.0f} → {memory_of(lambda ours=ours: ours()[1]):.0f}"
@@ -146,20 +147,33 @@ def floor(report: Report, arguments: argparse.Namespace) -> None:
     peak = matmul_flops_per_second()
     row = report.table(
         "Beside loops written by hand",
-        ("recipe", "images", "by hand, ms", "ours, ms", "ours / by hand", "MiB", "of the product's rate"),
-        f"Batches of 64. float32 product: {peak / 1e9:.0f} GFLOP/s of processor time. "
-        f"{arguments.turns} turns of {arguments.steps} steps.",
+        (
+            "recipe",
+            "images",
+            "by hand, ms",
+            "ours, ms",
+            "ours / by hand",
+            "the same, Adam fused by hand too",
+            "MiB",
+            "of the product's rate",
+        ),
+        f"Batches of 64. float32 product: {peak / 1e9:.0f} GFLOP/s of processor time. {_plan(arguments)}",
     )
     for name, images, ours, theirs, memory in cases:
         step = ours()[1]
+        _, _, fused = alternate(theirs(True), step, turns=arguments.turns, steps=arguments.steps)
         a, b, ratios = alternate(theirs(), step, turns=arguments.turns, steps=arguments.steps)
         rate = f"{flops_of(step) / b / peak:.0%}"
-        row(name, images, f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", quartiles(ratios), memory, rate)
+        row(name, images, f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", quartiles(ratios), quartiles(fused), memory, rate)
+
+
+def _plan(arguments: argparse.Namespace) -> str:
+    return f"At most {arguments.turns} turns of {arguments.steps} steps, and fewer for slow ones."
 
 
 SETTINGS = [
-    *("float32 fused", "bf16", "bf16 fused", "float32 channels_last"),
-    *("float32 compiled", "bf16 compiled", "bf16 fused compiled", "bf16 fused channels_last compiled"),
+    *("float32 unfused", "float32 channels_last", "float32 compiled"),
+    *("bf16", "bf16 channels_last", "bf16 compiled"),
 ]
 """Ways to take our step, where none are named."""
 
@@ -171,7 +185,7 @@ def settings(report: Report, arguments: argparse.Namespace) -> None:
     row = report.table(
         "Settings",
         ("recipe", "setting", "default, ms", "so, ms", "default / so"),
-        f"28×28, batches of 64, default networks. {arguments.turns} turns of {arguments.steps} steps.",
+        f"28×28, batches of 64, default networks. {_plan(arguments)}",
     )
     spec = Spec("image", (1, 28, 28), layout="HW")
     batch = {"x": torch.rand(64, 1, 28, 28) * 2 - 1}
@@ -183,15 +197,52 @@ def settings(report: Report, arguments: argparse.Namespace) -> None:
             row(name, setting, f"{1e3 * b:.1f}", f"{1e3 * a:.1f}", quartiles(ratios))
 
 
+CONVOLUTIONS = [
+    *((512, 1024, 3, 4, 2), (512, 1024, 7, 3, 2), (256, 512, 7, 4, 2), (128, 256, 14, 4, 2)),  # pythae's
+    *((256, 512, 4, 4, 2), (128, 256, 8, 4, 2), (64, 128, 16, 4, 2), (64, 128, 32, 4, 2)),
+    *((512, 512, 4, 3, 1), (256, 256, 8, 3, 1), (64, 64, 16, 3, 1)),
+]
+"""(channels, outputs, side, kernel, stride), padding 1."""
+
+
+def convolutions(report: Report, arguments: argparse.Namespace) -> None:
+    """Gradients of convolutions' weights: torch's own kernel against the matrix product, and which of them is taken."""
+    from twofold.convolutions import pays, weight_gradient
+
+    row = report.table(
+        "Gradients of convolutions' weights",
+        ("convolution", "numbers", "torch's own, ms", "product, ms", "own / product", "taken"),
+        f"Batches of 64. {_plan(arguments)}",
+    )
+    for inputs, outputs, side, kernel, stride in CONVOLUTIONS:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(64, inputs, side, side).to(dtype)
+            weight = torch.randn(outputs, inputs, kernel, kernel).to(dtype)
+            gradient = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=1))
+            steps, edges = [stride, stride], [1, 1]
+            rest = ([0], steps, edges, [1, 1], False, [0, 0], 1, [False, True, False])
+
+            def own(gradient: Tensor = gradient, x: Tensor = x, weight: Tensor = weight, rest: Any = rest) -> Any:
+                return torch.ops.aten.convolution_backward(gradient, x, weight, *rest)
+
+            def product(given: Any = (gradient, x, weight, steps, edges)) -> Tensor:
+                return weight_gradient(*given)
+
+            a, b, ratios = alternate(product, own, turns=arguments.turns, steps=arguments.steps)
+            name = f"{inputs}×{side}×{side} → {outputs}×{gradient.shape[2]}×{gradient.shape[3]}, kernel {kernel}"
+            taken = "product" if pays(gradient, steps) else "torch's own"
+            row(name, str(dtype)[6:], f"{1e3 * b:.2f}", f"{1e3 * a:.2f}", quartiles(ratios), taken)
+
+
 def chosen(settings: list[str]) -> list[Setting]:
-    """ "bf16 fused" → Setting("bf16", fused=True)."""
+    """ "bf16 compiled" → Setting("bf16", compiled=True)."""
     return [Setting(precision, **dict.fromkeys(words, True)) for precision, *words in map(str.split, settings)]
 
 
 def peers(report: Report, arguments: argparse.Namespace) -> None:
     from peers import compare
 
-    ways = chosen(arguments.settings or ["float32", "bf16 fused"])
+    ways = chosen(arguments.settings or ["float32 unfused", "float32", "bf16"])
     for batch in arguments.batch:
         compare(
             report, models=arguments.models, batch=batch, turns=arguments.turns, steps=arguments.steps, settings=ways
@@ -268,7 +319,7 @@ def folder(report: Report, arguments: argparse.Namespace) -> None:
         row = report.table(
             f"A folder of {count:,} pictures of {'×'.join(map(str, cached.spec.shape))} and its cache",
             ("training", "first pass: pictures/s", "in memory, examples/s", "cached, examples/s", "cached / in memory"),
-            f"The first pass without a network. {arguments.turns} turns of {arguments.steps} steps.",
+            f"The first pass without a network. {_plan(arguments)}",
         )
         for width in (4, 16, 32):
             ours, theirs = (
@@ -348,7 +399,7 @@ def startup(report: Report, arguments: argparse.Namespace) -> None:
 
 
 def everything(report: Report, arguments: argparse.Namespace) -> None:
-    for table in (floor, peers, settings, data, growth, startup):
+    for table in (floor, peers, settings, convolutions, data, growth, startup):
         table(report, arguments)
     if arguments.data is not None:
         folder(report, arguments)
@@ -357,6 +408,7 @@ def everything(report: Report, arguments: argparse.Namespace) -> None:
 TABLES = {
     "floor": floor,
     "settings": settings,
+    "convolutions": convolutions,
     "peers": peers,
     "data": data,
     "folder": folder,
@@ -372,10 +424,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tables to this .md file, and to a .json beside it")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="peers: batch sizes")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="peers: batch sizes")
     parser.add_argument("--models", nargs="+", default=[], help="peers: titles that begin with these; none: all")
     parser.add_argument(
-        "--settings", nargs="+", help="peers, settings: how our step is taken, e.g. 'bf16 fused' 'float32 compiled'"
+        "--settings",
+        nargs="+",
+        help="peers, settings: how our step is taken, e.g. bf16 'float32 unfused'",
     )
     parser.add_argument("--pictures", type=int, default=512, help="data: how many JPEGs to write")
     parser.add_argument("--data", type=Path, help="folder: a folder of pictures")
