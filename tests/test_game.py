@@ -529,8 +529,30 @@ def test_spectral_normalisation_of_a_resting_player_keeps_its_power_iteration():
         assert same(d, before)
 
 
-def test_flags_are_restored_even_after_an_error():
+class Counting(nn.Module):
+    """It replaces a buffer in each call, where BatchNorm writes into its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return x
+
+
+def test_a_buffer_that_a_resting_player_replaces_is_put_back():
     game = gan()
+    game.nets["discriminator"].append(Counting())
+    progress, draw = begin(game), stream()
+    for k in range(1, 4):
+        step(game, progress, draw)
+        assert game.nets["discriminator"][-1].calls == 2 * k  # its own two calls, not the generator's phase's
+
+
+def test_flags_are_restored_even_after_an_error():
+    game = gan(norm=True)
+    norms = [m for m in game.nets.modules() if isinstance(m, nn.BatchNorm1d)]
     frozen_by_user = game.nets["generator"][0].bias.requires_grad_(False)
     flags = {n: w.requires_grad for n, w in game.nets.named_parameters()}
     play(game, 3)
@@ -544,6 +566,7 @@ def test_flags_are_restored_even_after_an_error():
     with pytest.raises(RuntimeError, match="broken rollout"):
         step(bad, begin(bad), stream())
     assert {n: w.requires_grad for n, w in game.nets.named_parameters()} == flags
+    assert len(norms) == 2 and all(norm.track_running_stats for norm in norms)
 
 
 def test_repeats_draw_fresh_batches_and_lazy_terms_are_scaled():
@@ -728,6 +751,13 @@ def test_fused_moves_by_the_same_rule_up_to_rounding():
     plain, fused = (begin(game, fused=way) for game, way in zip(games, (False, True), strict=True))
     groups = {name: optimizer.param_groups[0] for name, optimizer in fused.optimizers.items()}
     assert groups["encoder"]["fused"] and not groups["decoder"]["fused"]
+    for way in ({"fused": False}, {"foreach": True}):  # a player that says how is heard
+        own = Player(mlp(2, 2, seed=0), partial(ADAM, **way))
+        said = Game(
+            {"own": own},
+            [Phase("p", lambda s: {}, [Term("t", lambda s: s.nets["own"](s.batch["x"]).sum(), {"own": 1})])],
+        )
+        assert not begin(said).optimizers["own"].param_groups[0]["fused"]
     for game, progress in zip(games, (plain, fused), strict=True):
         draw = stream()
         for _ in range(5):

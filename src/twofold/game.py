@@ -306,7 +306,7 @@ def begin(game: Game, *, seed: int = 0, fused: bool = True) -> Progress:
 
     fused: Adam and AdamW update all of a player's weights in one kernel, on the CPU and on CUDA: equal up to rounding
         to what they do by themselves, which is a kernel for each operation. Nothing changes for other optimizers and
-        devices.
+        devices, nor for one that was made with `fused` or `foreach`.
     """
     device = next(game.nets.parameters()).device
     for name, net in game.nets.items():
@@ -331,7 +331,8 @@ def _optimizer(player: Player, fused: bool) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
         known = all(w.device.type in ("cpu", "cuda") and w.is_floating_point() for w in group["params"])
-        if fused and known and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        free = group.get("fused") is None and group.get("foreach") is None
+        if fused and known and free and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             group["fused"] = True
     return optimizer
 
