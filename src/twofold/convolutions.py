@@ -1,11 +1,11 @@
 """Gradients of convolutions as matrix products, where torch's own are slow: on the CPU, for small pictures.
 
 On the CPU torch has oneDNN compute a convolution's gradients, by kernels that work along rows of pixels. Where only a
-few pixels are left, as at the end of a critic or at the start of a generator, they reach a tenth to a fortieth of what
-the processor does in a matrix product, and with large weights they are most of a step. The gradient of a weight is one
-product: of the gradients at the output's pixels and the windows of the input that they look at. Where it is faster it
-takes the place of oneDNN's while training runs; docs/performance.md has the measurements that the rules here are read
-off, and `bench/speed.py convolutions` repeats them.
+few pixels are left, as at the end of a critic or at the start of a generator, they reach an eighth to a thirtieth of
+what the processor does in a matrix product, and with large weights they are most of a step. The gradient of a weight is
+one product: of the gradients at the output's pixels and the windows of the input that they look at. Where it is faster
+it takes the place of oneDNN's while training runs; docs/performance.md has the measurements that the rules here are
+read off, and `bench/speed.py convolutions` repeats them.
 
 Only the kernel that autograd calls is exchanged. What is differentiated, gradients of gradients, other devices and
 other types of numbers are as they were, and results are equal up to rounding.
@@ -139,6 +139,11 @@ def weight_gradient(
     small: the gradient at the convolution's output; of a transposed one, its input. large: the other of the two.
     """
     kernel, rows = weight.shape[2:], small.shape[1]
+    by_pixel = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    if math.prod(small.shape[2:]) == 1 and not by_pixel:
+        # One window: it lies as the weight does already.
+        window = F.pad(large, _beyond(large, weight, padding))
+        return (small.flatten(1).t() @ window.flatten(1)).view(weight.shape)
     windows = large.movedim(1, -1)
     if any(padding):
         windows = F.pad(windows, [0, 0, *(p for size in reversed(padding) for p in (size, size))])
@@ -151,12 +156,16 @@ def weight_gradient(
     columns = windows.movedim(len(kernel) + 1, -1).reshape(-1, kernel.numel() * large.shape[1])
     product = small.movedim(1, 0).reshape(rows, -1) @ columns
     gradient = product.view(rows, *kernel, -1).movedim(-1, 1)
-    by_pixel = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     return gradient.contiguous(memory_format=torch.channels_last if by_pixel else torch.contiguous_format)
 
 
 def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
     """The gradient of the input of a convolution whose output is a single pixel: of one window."""
     window = (gradient.flatten(1) @ weight.flatten(1)).view(len(x), *weight.shape[1:])
-    cut = [(-p, p + size - k) for p, size, k in zip(padding, x.shape[2:], weight.shape[2:], strict=True)]
-    return F.pad(window, [n for pair in reversed(cut) for n in pair])
+    return F.pad(window, [-n for n in _beyond(x, weight, padding)])
+
+
+def _beyond(x: Tensor, weight: Tensor, padding: Sequence[int]) -> list[int]:
+    """How far the first window reaches beyond x on each side, in the order that `F.pad` takes."""
+    pairs = [(p, k - p - size) for p, size, k in zip(padding, x.shape[2:], weight.shape[2:], strict=True)]
+    return [n for pair in reversed(pairs) for n in pair]
