@@ -135,8 +135,10 @@ def memory_of(make: Callable[[], Step], memory: Memory | None = None) -> float:
     gradients, optimizer states and what a step keeps. NaN if the child hangs, as forks of a process with thread pools
     may.
 
-    For a process that has not trained yet: memory that the parent has freed and not given back is not counted.
+    Memory that the parent has freed is given back first; what it keeps for itself (kernels' caches) is not counted.
     """
+    with kept():  # at its end what lies free is given back
+        pass
 
     def peak(work: Callable[[], None]) -> float:
         child = os.fork()
