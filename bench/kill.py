@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 import twofold
 from twofold.run import Run
 from twofold.training import train
@@ -86,6 +88,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a child may wait for ever for threads that only its parent has
     rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp())
 
