@@ -82,9 +82,11 @@ def test_they_can_be_differentiated_again(side, transposed):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_gradient_lies_as_its_weight_does(layout):
     net = nn.Conv2d(4, 6, 3, 2, 1).to(memory_format=layout)
-    with everywhere():
-        net(torch.randn(2, 4, 5, 5).to(memory_format=layout)).sum().backward()
-    assert net.weight.grad.stride() == net.weight.stride()
+    out = net(torch.randn(2, 4, 5, 5).to(memory_format=layout)).sum()
+    with everywhere() as taken:
+        gradient = torch.autograd.grad(out, net.weight)[0]  # as it is computed: `.grad` is laid out by autograd
+    assert taken.called
+    assert gradient.stride() == net.weight.stride()
     assert net.weight.is_contiguous(memory_format=layout)
 
 

@@ -43,8 +43,10 @@ def restore_progress(game: Game, progress: Progress, counts: Any, changing: Any)
     if not isinstance(optimizers, Mapping) or set(optimizers) != set(progress.optimizers):
         raise _unfit(f"its optimizers are not those of {', '.join(progress.optimizers)}")
     for name, optimizer in progress.optimizers.items():
-        saved = _with_kernels_of(optimizer, optimizers[name])
+        saved = optimizers[name]
         _check_optimizer(name, saved, optimizer, game)
+        pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+        saved = {**saved, "param_groups": [{**group, **_kernels(own)} for group, own in pairs]}
         optimizer.load_state_dict(divided(saved, optimizer))
     if not isinstance(first_bad, Mapping) or set(first_bad) != set(progress.first_bad):
         raise _unfit("its record of non-finite steps is of other phases")
@@ -80,15 +82,8 @@ KERNELS = ("fused", "foreach")
 """What an optimizer's settings say of the device they were for, and nothing of how it moves."""
 
 
-def _with_kernels_of(optimizer: torch.optim.Optimizer, saved: Any) -> Any:
-    """The saved state, with the optimizer's own choice of kernels. What is none is returned as it is, to be refused."""
-    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
-    if not isinstance(groups, list) or len(groups) != len(optimizer.param_groups):
-        return saved
-    if not all(isinstance(group, Mapping) for group in groups):
-        return saved
-    own = [{k: group[k] for k in KERNELS if k in group} for group in optimizer.param_groups]
-    return {**saved, "param_groups": [{**group, **kernels} for group, kernels in zip(groups, own, strict=True)]}
+def _kernels(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in KERNELS if name in group}
 
 
 def _check_optimizer(name: str, saved: Any, optimizer: torch.optim.Optimizer, game: Game) -> None:
@@ -104,7 +99,7 @@ def _check_optimizer(name: str, saved: Any, optimizer: torch.optim.Optimizer, ga
     for group, known in zip(groups, own["param_groups"], strict=True):
         if not isinstance(group, Mapping) or not isinstance(group.get("lr"), float) or not math.isfinite(group["lr"]):
             raise _unfit(f"{what} has no learning rate")
-        if not _same({**group, "lr": known["lr"]}, known):
+        if not _same({**group, "lr": known["lr"], **_kernels(known)}, known):
             raise _unfit(f"{what} has other settings")
     parameters = [w for group in optimizer.param_groups for w in group["params"]]
     kept = _kept_by(game.players[name].optimizer)
